@@ -1,0 +1,57 @@
+//! Kernel counters: one per-CPU array, an index each.
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal;)+) => {
+        /// Index into the per-CPU array of kernel counters.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Counter {
+            /// All counters, in index order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// Closed-set label of metrics and of `weir doctor`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Records handed to the ring buffer.
+    Records = "records";
+    /// Records lost because the ring buffer was full.
+    RingFull = "ring_full";
+    /// Operations of connections that are followed.
+    Operations = "operations";
+    /// Payload bytes of followed connections, copied or not.
+    Bytes = "bytes";
+    /// Payload bytes copied to the agent.
+    BytesCopied = "bytes_copied";
+    /// Bytes without a user buffer.
+    BytesOpaque = "bytes_opaque";
+    /// Operations whose user memory could not be read.
+    Unreadable = "unreadable";
+    /// Connections whose state could not be stored.
+    StateFull = "state_full";
+    /// Operations skipped because the per-CPU scratch buffer was in use.
+    ScratchBusy = "scratch_busy";
+    /// Connections classified as HTTP/1.
+    ConnectionsHttp1 = "connections_http1";
+    /// Connections classified as HTTP/2 with prior knowledge.
+    ConnectionsHttp2 = "connections_http2";
+    /// Connections classified as TLS.
+    ConnectionsTls = "connections_tls";
+    /// Connections left alone as none of these.
+    ConnectionsOther = "connections_other";
+    /// Connections of the agent itself, left alone.
+    ConnectionsOwn = "connections_own";
+    /// File descriptor walks that failed (`sys_exit` backend).
+    WalkFailed = "walk_failed";
+}

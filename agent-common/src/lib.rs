@@ -1,0 +1,11 @@
+//! The contract between the kernel programs and the agent: record layouts, counters, limits.
+//!
+//! Layout rules: `repr(C)`, explicit padding, fixed-width integers only (no `bool`, `usize`, pointers or enums with
+//! data), native byte order, and an assertion on the size beside each type, which both sides compile.
+#![no_std]
+
+pub mod classify;
+pub mod config;
+pub mod counters;
+pub mod event;
+pub mod limits;

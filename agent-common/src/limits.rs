@@ -1,0 +1,35 @@
+//! Every size and capacity that both sides must agree on.
+
+/// Most payload bytes one record carries. A longer operation that is copied whole yields several records.
+pub const RECORD_PAYLOAD_MAX: usize = 16 * 1024;
+
+/// Records at most emitted for one operation of a connection with the burst budget.
+pub const RECORDS_PER_OPERATION: usize = 4;
+
+/// Default budget of bytes copied per message; the direction turning, or a message starting, renews it.
+pub const BUDGET_DEFAULT: u32 = 4 * 1024;
+
+/// Budget while a connection pipelines: its later heads are in the middle of the operation.
+pub const BUDGET_BURST: u32 = (RECORD_PAYLOAD_MAX * RECORDS_PER_OPERATION) as u32;
+
+/// A body-less request (GET, HEAD, ..) in an operation longer than this is taken for a pipelined burst.
+pub const BURST_THRESHOLD: u32 = 1024;
+
+/// Bytes copied from the start of an operation when the budget is spent: a chunk-size line fits (RFC 9112 section 7.1).
+pub const PREFIX_AFTER_BUDGET: u32 = 32;
+
+/// Bytes copied from the end of an operation when the budget is spent: `CRLF 0 CRLF CRLF` ends a chunked body.
+pub const TAIL: usize = 8;
+
+/// Vectors of a `writev`, `readv`, `sendmsg` or `recvmsg` that are gathered; later ones are a gap.
+pub const IOVEC_MAX: usize = 8;
+
+/// Direction changes after which a connection that never looked like a known protocol is left alone for good.
+pub const CLASSIFY_TURNS: u8 = 8;
+
+/// Longest Unix socket path (`sun_path`) and longest executable path carried by a record.
+pub const UNIX_PATH_MAX: usize = 108;
+pub const FILENAME_MAX: usize = 256;
+
+/// Bytes of the ring buffer.
+pub const RING_BYTES: u32 = 8 * 1024 * 1024;

@@ -1,0 +1,110 @@
+//! A request and its response on one connection, seen from one process.
+
+use std::sync::Arc;
+
+use super::{Connection, Request, Response, Role, Timestamp, TraceContext, Version};
+
+/// Kernel times of one exchange.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// First byte of the request.
+    pub start: Timestamp,
+    /// Last byte of the request, if seen.
+    pub request_end: Option<Timestamp>,
+    /// First byte of the final response, if seen.
+    pub response_start: Option<Timestamp>,
+    /// Last byte of the response; without one, the moment the exchange was given up.
+    pub end: Timestamp,
+}
+
+/// Why something about an exchange is not known (`weir.incomplete`). First cause wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Incomplete {
+    /// Bytes of the request's head were not seen.
+    RequestHeadGap,
+    /// Bytes of the response's head were not seen.
+    ResponseHeadGap,
+    /// The connection was met in the middle of this exchange.
+    JoinedMidExchange,
+    /// Chunk framing passed through bytes that were not copied: the end was inferred, the size is not known.
+    ChunkedBeyondBudget,
+    /// The head is longer than the parser keeps.
+    HeadTooLong,
+    /// The bytes do not follow RFC 9112.
+    Malformed,
+    /// Kernel records of this connection were lost.
+    RecordsLost,
+    /// No response was seen before the time limit or before eviction.
+    Abandoned,
+}
+
+/// How an exchange ended (`error.type` where it is an error and not a status code).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The response ended as its framing says.
+    Complete,
+    /// The connection closed before the response ended.
+    ConnectionClosed,
+    /// The connection was reset.
+    ConnectionReset,
+    /// No response within the time limit.
+    Timeout,
+    /// The protocol was left (101, successful CONNECT); the exchange ends with the response's head.
+    Upgraded,
+}
+
+/// One request and its response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    pub connection: Arc<Connection>,
+    pub role: Role,
+    pub version: Version,
+    /// `None` only with an [`Incomplete`] reason.
+    pub request: Option<Request>,
+    pub response: Option<Response>,
+    pub timing: Timing,
+    pub outcome: Outcome,
+    pub incomplete: Option<Incomplete>,
+    /// Process and thread of the operation that moved the request's last head byte.
+    pub pid: u32,
+    pub tid: u32,
+    pub trace: TraceContext,
+}
+
+impl Incomplete {
+    pub const ALL: [Self; 8] = [
+        Self::RequestHeadGap,
+        Self::ResponseHeadGap,
+        Self::JoinedMidExchange,
+        Self::ChunkedBeyondBudget,
+        Self::HeadTooLong,
+        Self::Malformed,
+        Self::RecordsLost,
+        Self::Abandoned,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RequestHeadGap => "request_head_gap",
+            Self::ResponseHeadGap => "response_head_gap",
+            Self::JoinedMidExchange => "joined_mid_exchange",
+            Self::ChunkedBeyondBudget => "chunked_beyond_budget",
+            Self::HeadTooLong => "head_too_long",
+            Self::Malformed => "malformed",
+            Self::RecordsLost => "records_lost",
+            Self::Abandoned => "abandoned",
+        }
+    }
+}
+
+impl Outcome {
+    /// `error.type`, or `None` where the exchange itself did not fail.
+    pub const fn error_type(self) -> Option<&'static str> {
+        match self {
+            Self::Complete | Self::Upgraded => None,
+            Self::ConnectionClosed => Some("connection_closed"),
+            Self::ConnectionReset => Some("connection_reset"),
+            Self::Timeout => Some("timeout"),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! HTTP messages: heads, headers, and what is known of their content. Protocol-neutral: HTTP/1 and HTTP/2 fill it.
+
+use bytes::Bytes;
+
+use super::Timestamp;
+
+/// `network.protocol.version`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Version {
+    Http10,
+    Http11,
+    Http2,
+}
+
+/// Header fields in wire order: ranges into one buffer, so that a head costs two allocations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Headers {
+    raw: Bytes,
+    fields: Box<[Field]>,
+    /// Fields beyond the parser's limit were dropped.
+    pub truncated: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    pub name: (u32, u32),
+    pub value: (u32, u32),
+}
+
+/// Content of a message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Body {
+    /// Payload bytes as transferred, framing excluded (`http.*.body.size`); `None` when it cannot be known.
+    pub size: Option<u64>,
+    /// Payload bytes seen so far or skipped with known length; equals `size` when that is known.
+    pub seen: u64,
+    /// First bytes, up to the configured prefix (empty unless a detector asks for it).
+    pub prefix: Vec<u8>,
+    /// The message's end was seen, not inferred.
+    pub complete: bool,
+}
+
+
+/// A request as it was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The method token as sent, of any case and kind.
+    pub method: Bytes,
+    /// The request-target as sent (RFC 9112 section 3.2), query included.
+    pub target: Bytes,
+    pub version: Version,
+    pub headers: Headers,
+    pub body: Body,
+}
+
+/// The final response (1xx are not final, RFC 9110 section 15.2; 101 is, for HTTP/1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    pub status: u16,
+    pub version: Version,
+    pub headers: Headers,
+    pub body: Body,
+    /// Interim responses (1xx) that came before.
+    pub interim: u16,
+    pub first_byte: Timestamp,
+}
+
+impl Version {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Http10 => "1.0",
+            Self::Http11 => "1.1",
+            Self::Http2 => "2",
+        }
+    }
+}
+
+impl Headers {
+    /// `fields` are ranges into `raw`; a range outside of it reads as empty.
+    pub fn new(raw: Bytes, fields: Box<[Field]>) -> Self {
+        Self { raw, fields, truncated: false }
+    }
+
+    pub fn len(&self) -> usize {
+        self.fields.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.fields.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.fields.iter().map(|field| (self.slice(field.name), self.slice(field.value)))
+    }
+
+    /// The first field of that name, compared without case (RFC 9110 section 5.1).
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.get_all(name).next()
+    }
+
+    pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.iter().filter(move |(field, _)| field.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
+    }
+
+    fn slice(&self, (start, end): (u32, u32)) -> &[u8] {
+        self.raw.get(start as usize..end as usize).unwrap_or_default()
+    }
+}

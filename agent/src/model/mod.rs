@@ -1,0 +1,20 @@
+//! Domain types: data and invariants, nothing that needs a kernel, a clock, a file or a network.
+//!
+//! Not serializable on purpose: the JSON line, the admin API and OTLP have their own types, so that renaming a field
+//! here breaks no user.
+
+pub mod conn;
+pub mod exchange;
+pub mod message;
+pub mod report;
+pub mod time;
+pub mod trace;
+pub mod workload;
+
+pub use conn::{Backend, ConnId, Connection, Direction, ProcessRef, Role, SocketAddress, Transport};
+pub use exchange::{Exchange, Incomplete, Outcome, Timing};
+pub use message::{Body, Field, Headers, Request, Response, Version};
+pub use report::CallReport;
+pub use time::Timestamp;
+pub use trace::{SpanId, TraceContext, TraceId};
+pub use workload::Workload;
