@@ -7,7 +7,8 @@
 pub mod kind {
     /// [`super::Data`]: bytes moved by one socket operation.
     pub const DATA: u8 = 1;
-    /// [`super::Open`]: a connection and its process, before its first data and whenever its process changes.
+    /// [`super::Open`]: a connection and its process, before its first data, whenever its process changes, and again
+    /// when the record was lost.
     pub const OPEN: u8 = 2;
     /// [`super::Close`]: one or both directions ended.
     pub const CLOSE: u8 = 3;
@@ -71,7 +72,8 @@ pub struct Header {
     pub direction: u8,
     pub flags: u8,
     pub backend: u8,
-    /// Records emitted for this connection before this one, lost ones included, modulo 2^32: a jump is a loss.
+    /// [`Data`]: records emitted for this connection and direction before this one, lost ones included, modulo 2^32:
+    /// a jump is a loss. Counted apart by direction, because two threads may send and receive at once. Others: 0.
     pub seq: u32,
     /// Identity of the connection as this process sees it (socket cookie); 0 for [`Exec`].
     pub conn: u64,

@@ -1,7 +1,9 @@
 //! Every size and capacity that both sides must agree on.
 
 /// Most payload bytes one record carries. A longer operation that is copied whole yields several records.
-pub const RECORD_PAYLOAD_MAX: usize = 16 * 1024;
+/// Twice this and a header must fit a per-CPU map value (32 KiB, `PCPU_MIN_UNIT_SIZE`): gathering vectors writes at
+/// an offset below the bound a piece below the bound, which is all the verifier can prove.
+pub const RECORD_PAYLOAD_MAX: usize = 12 * 1024;
 
 /// Records at most emitted for one operation of a connection with the burst budget.
 pub const RECORDS_PER_OPERATION: usize = 4;
@@ -13,7 +15,7 @@ pub const BUDGET_DEFAULT: u32 = 4 * 1024;
 pub const BUDGET_BURST: u32 = (RECORD_PAYLOAD_MAX * RECORDS_PER_OPERATION) as u32;
 
 /// A body-less request (GET, HEAD, ..) in an operation longer than this is taken for a pipelined burst.
-pub const BURST_THRESHOLD: u32 = 1024;
+pub const BURST_THRESHOLD: u32 = 4 * 1024;
 
 /// Bytes copied from the start of an operation when the budget is spent: a chunk-size line fits (RFC 9112 section 7.1).
 pub const PREFIX_AFTER_BUDGET: u32 = 32;

@@ -1,0 +1,172 @@
+//! The system call in progress: its number, and where its arguments say the user's bytes are.
+//!
+//! Arguments are read from the saved registers at the *end* of the operation, when the pages are present: reading at
+//! the start fails on pages never touched before.
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
+
+/// Where the bytes of an operation are in user memory.
+#[derive(Clone, Copy)]
+pub(crate) enum Source {
+    /// One buffer.
+    Buffer(u64),
+    /// `struct iovec` array and its length.
+    Vectors { base: u64, count: u64 },
+    /// Nowhere that can be read.
+    Opaque,
+}
+
+/// The saved registers that matter.
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) number: u64,
+    pub(crate) args: [u64; 4],
+    /// A native (64-bit) system call is being served right now.
+    pub(crate) native: bool,
+}
+
+#[cfg(bpf_target_arch = "x86_64")]
+mod registers {
+    use super::{Call, word};
+
+    // Offsets in `struct pt_regs`, arch/x86/include/asm/ptrace.h: user ABI, fixed.
+    const R10: usize = 56;
+    const AX: usize = 80;
+    const DX: usize = 96;
+    const SI: usize = 104;
+    const DI: usize = 112;
+    const ORIG_AX: usize = 120;
+    const CS: usize = 136;
+
+    /// `__USER_CS`: a 32-bit task (`__USER32_CS`) numbers its calls differently, a kernel thread has neither.
+    const USER_CS: u64 = 0x33;
+    /// The entry code stores -ENOSYS as result until the call returns. Another value means that the bytes are moved by
+    /// task work on the way out (io_uring), when the arguments are those of an unrelated call.
+    const ENOSYS: u64 = (-38_i64) as u64;
+
+    /// # Safety
+    /// `regs` comes from `bpf_task_pt_regs` or from the `sys_exit` tracepoint.
+    #[inline(always)]
+    pub(crate) unsafe fn call(regs: *const u8, returned: bool) -> Call {
+        // SAFETY: the verifier knows `regs` as `struct pt_regs`.
+        unsafe {
+            Call {
+                number: word(regs, ORIG_AX),
+                args: [word(regs, DI), word(regs, SI), word(regs, DX), word(regs, R10)],
+                native: word(regs, CS) == USER_CS && (returned || word(regs, AX) == ENOSYS),
+            }
+        }
+    }
+
+    pub(crate) const READ: u64 = 0;
+    pub(crate) const WRITE: u64 = 1;
+    pub(crate) const READV: u64 = 19;
+    pub(crate) const WRITEV: u64 = 20;
+    pub(crate) const SENDTO: u64 = 44;
+    pub(crate) const RECVFROM: u64 = 45;
+    pub(crate) const SENDMSG: u64 = 46;
+    pub(crate) const RECVMSG: u64 = 47;
+    pub(crate) const SENDFILE: u64 = 40;
+    pub(crate) const RECVMMSG: u64 = 299;
+    pub(crate) const SENDMMSG: u64 = 307;
+    pub(crate) const PREADV2: u64 = 327;
+    pub(crate) const PWRITEV2: u64 = 328;
+}
+
+#[cfg(bpf_target_arch = "aarch64")]
+mod registers {
+    use super::{Call, word};
+
+    // Offsets in `struct pt_regs`, arch/arm64/include/asm/ptrace.h: x0..x30, sp, pc, pstate, orig_x0, syscallno.
+    const X1: usize = 8;
+    const X2: usize = 16;
+    const X3: usize = 24;
+    const PSTATE: usize = 264;
+    const ORIG_X0: usize = 272;
+    const SYSCALLNO: usize = 280;
+    /// `PSR_MODE_MASK | PSR_MODE32_BIT`: zero in 64-bit user mode.
+    const MODE: u64 = 0x1f;
+
+    /// # Safety
+    /// `regs` comes from `bpf_task_pt_regs` or from the `sys_exit` tracepoint.
+    #[inline(always)]
+    pub(crate) unsafe fn call(regs: *const u8, _returned: bool) -> Call {
+        // SAFETY: the verifier knows `regs` as `struct pt_regs`.
+        unsafe {
+            let number = word(regs, SYSCALLNO) as u32;
+            Call {
+                number: u64::from(number),
+                args: [word(regs, ORIG_X0), word(regs, X1), word(regs, X2), word(regs, X3)],
+                // NO_SYSCALL is -1: set when no call is in progress.
+                native: word(regs, PSTATE) & MODE == 0 && number != u32::MAX,
+            }
+        }
+    }
+
+    pub(crate) const READ: u64 = 63;
+    pub(crate) const WRITE: u64 = 64;
+    pub(crate) const READV: u64 = 65;
+    pub(crate) const WRITEV: u64 = 66;
+    pub(crate) const SENDFILE: u64 = 71;
+    pub(crate) const SENDTO: u64 = 206;
+    pub(crate) const RECVFROM: u64 = 207;
+    pub(crate) const SENDMSG: u64 = 211;
+    pub(crate) const RECVMSG: u64 = 212;
+    pub(crate) const RECVMMSG: u64 = 243;
+    pub(crate) const SENDMMSG: u64 = 269;
+    pub(crate) const PREADV2: u64 = 286;
+    pub(crate) const PWRITEV2: u64 = 287;
+}
+
+pub(crate) use registers::{
+    PREADV2, PWRITEV2, READ, READV, RECVFROM, RECVMMSG, RECVMSG, SENDFILE, SENDMMSG, SENDMSG, SENDTO, WRITE, WRITEV,
+    call,
+};
+
+/// # Safety
+/// The verifier knows `regs` as `struct pt_regs`.
+#[inline(always)]
+unsafe fn word(regs: *const u8, offset: usize) -> u64 {
+    // SAFETY: as above.
+    unsafe { read_volatile(regs.add(offset).cast::<u64>()) }
+}
+
+/// The system call that the current task is in.
+#[inline(always)]
+pub(crate) fn current_call() -> Call {
+    // SAFETY: both helpers return BTF pointers that the verifier knows.
+    unsafe { call(bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8, false) }
+}
+
+/// `struct user_msghdr`: msg_name 8, msg_namelen 4 (+4), msg_iov 8, msg_iovlen 8.
+const MSG_IOV: u64 = 16;
+
+impl Call {
+    /// Where the operation's bytes are.
+    #[inline(always)]
+    pub(crate) fn source(&self) -> Source {
+        if !self.native {
+            return Source::Opaque;
+        }
+        let [_, buffer, count, _] = self.args;
+        match self.number {
+            READ | WRITE | SENDTO | RECVFROM => Source::Buffer(buffer),
+            READV | WRITEV | PREADV2 | PWRITEV2 => Source::Vectors { base: buffer, count },
+            SENDMSG | RECVMSG => message(buffer),
+            // Which of several messages this is, the registers do not tell.
+            SENDMMSG | RECVMMSG if count == 1 => message(buffer),
+            _ => Source::Opaque,
+        }
+    }
+}
+
+/// The vectors of a `struct msghdr` in user memory.
+#[inline(always)]
+fn message(header: u64) -> Source {
+    match crate::copy::user::<[u64; 2]>(header.wrapping_add(MSG_IOV)) {
+        Some([base, count]) => Source::Vectors { base, count },
+        None => Source::Opaque,
+    }
+}

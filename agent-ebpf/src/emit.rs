@@ -1,0 +1,36 @@
+//! Records to the ring buffer, and counting what does not fit.
+
+use agent_common::counters::Counter;
+use aya_ebpf::helpers::generated::bpf_ringbuf_output;
+
+use crate::maps::{COUNTERS, RECORDS};
+
+/// Add to a counter of this CPU.
+#[inline(always)]
+pub(crate) fn count(counter: Counter, by: u64) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+        // SAFETY: a per-CPU value, and tracing programs do not preempt each other on one CPU.
+        unsafe {
+            let slot = (counters.cast::<u64>()).add(counter as usize);
+            *slot = (*slot).wrapping_add(by);
+        }
+    }
+}
+
+/// Hand `len` bytes at `record` to the agent. Flags stay 0 everywhere: a record sent with `BPF_RB_NO_WAKEUP` and left
+/// unread would stop all later wake-ups.
+///
+/// # Safety
+/// `len` bytes at `record` are readable: the verifier checks it.
+#[inline(always)]
+pub(crate) unsafe fn output(record: *const u8, len: u64) -> bool {
+    // SAFETY: as above.
+    let status = unsafe { bpf_ringbuf_output((&raw const RECORDS).cast_mut().cast(), record.cast_mut().cast(), len, 0) };
+    if status == 0 {
+        count(Counter::Records, 1);
+        true
+    } else {
+        count(Counter::RingFull, 1);
+        false
+    }
+}

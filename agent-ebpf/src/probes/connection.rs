@@ -1,0 +1,85 @@
+//! Ends of TCP connections.
+
+use agent_common::event::{backend, close_flags};
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+
+use crate::kernel::{self, load};
+use crate::maps::{OPEN_SCRATCH, OWN_ADDRESSES, WALKED_SOCKETS};
+use crate::probes::{socket, sys_exit};
+use crate::socket::{Socket, Trusted, address_key};
+use crate::stream::{self, verdict};
+
+// include/net/tcp_states.h, user ABI.
+const TCP_FIN_WAIT1: i32 = 4;
+const TCP_CLOSE: i32 = 7;
+const TCP_LAST_ACK: i32 = 9;
+
+/// `tp_btf/inet_sock_set_state`: `void (const struct sock *sk, const int oldstate, const int newstate)`, Linux 4.16.
+/// May run in an interrupt: says nothing about the process. Emits Close for followed connections; creates nothing.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    if let Some(flags) = ended(ctx.arg(2)) {
+        let sk: *const u8 = ctx.arg(0);
+        let found = socket::state(sk, false);
+        if !found.is_null() {
+            // SAFETY: a map value, not null.
+            let state = unsafe { &*found };
+            if state.verdict == verdict::HTTP1 {
+                stream::close(state, flags, backend::SOCK_TRACEPOINT, false);
+            } else if state.verdict == verdict::OWN && flags & close_flags::RECEIVE != 0 {
+                forget_own(Trusted(sk));
+            }
+        }
+    }
+    0
+}
+
+/// The same for backend `sys_exit`, whose state is kept by address.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn inet_sock_set_state_walked(ctx: BtfTracePointContext) -> i32 {
+    if let Some(flags) = ended(ctx.arg(2)) {
+        let sk: *const u8 = ctx.arg(0);
+        // SAFETY: the `struct sock` argument.
+        let ports = unsafe { sys_exit::ports(load(sk, &kernel::SKC_NUM), load(sk, &kernel::SKC_DPORT)) };
+        let key = crate::maps::WalkedKey { socket: sk as u64, ports };
+        if let Some(found) = WALKED_SOCKETS.get_ptr(&key) {
+            // SAFETY: a map value.
+            let state = unsafe { &*found };
+            if state.verdict == verdict::HTTP1 {
+                stream::close(state, flags, backend::SYS_EXIT, false);
+            } else if state.verdict == verdict::OWN && flags & close_flags::RECEIVE != 0 {
+                forget_own(Trusted(sk));
+            }
+            if flags & close_flags::RECEIVE != 0 {
+                // Not there any more is as good.
+                _ = WALKED_SOCKETS.remove(&key);
+            }
+        }
+    }
+    0
+}
+
+/// Which directions end with this state. The peer's FIN alone (CLOSE_WAIT) ends nothing: what it sent may be unread.
+#[inline(always)]
+fn ended(state: i32) -> Option<u8> {
+    match state {
+        TCP_FIN_WAIT1 | TCP_LAST_ACK => Some(close_flags::SEND),
+        TCP_CLOSE => Some(close_flags::SEND | close_flags::RECEIVE),
+        _ => None,
+    }
+}
+
+/// The address may be somebody else's next.
+#[inline(always)]
+fn forget_own(socket: Trusted) {
+    if let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(0) {
+        // SAFETY: a per-CPU map value.
+        unsafe {
+            socket.describe(&raw mut (*scratch).open);
+            let key = address_key(&(*scratch).open.local, (*scratch).open.local_port);
+            // Not there is as good.
+            _ = OWN_ADDRESSES.remove(&key);
+        }
+    }
+}

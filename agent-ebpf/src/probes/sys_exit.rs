@@ -1,0 +1,143 @@
+//! Backend `sys_exit`: the end of every system call, the socket found through the descriptor table. For kernels
+//! without the socket tracepoints. Sees neither splice nor io_uring.
+
+use agent_common::counters::Counter;
+use agent_common::event::{backend, close_flags, direction};
+use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+
+use crate::arch::{self, Call, Source};
+use crate::emit::count;
+use crate::kernel::{self, probe};
+use crate::maps::{ConnState, WALKED_SOCKETS, WalkedKey};
+use crate::socket::Walked;
+use crate::stream::{self, Moved, verdict};
+
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
+const MSG_PEEK: u64 = 0x2;
+const MSG_OOB: u64 = 0x1;
+const MSG_TRUNC: u64 = 0x20;
+const MSG_ERRQUEUE: u64 = 0x2000;
+
+/// `tp_btf/sys_exit`: `void (struct pt_regs *regs, long ret)`, Linux 5.5.
+/// Runs at the end of every system call; leaves at once unless it may have moved bytes of a socket. Emits Open, Data,
+/// and Close at end-of-file.
+#[btf_tracepoint(function = "sys_exit")]
+pub(crate) fn sys_exit(ctx: BtfTracePointContext) -> i32 {
+    let regs: *const u8 = ctx.arg(0);
+    let moved: i64 = ctx.arg(1);
+    if moved < 0 {
+        return 0;
+    }
+    // SAFETY: the registers are the program's argument.
+    let call = unsafe { arch::call(regs, true) };
+    // The `sys_exit` tracepoint fires after the result is stored, in the same task: a native call is known by its mode.
+    if let Some((direction, discarded)) = transfer(&call) {
+        operation(&call, direction, moved as u32, discarded);
+    }
+    0
+}
+
+/// The direction of the call's bytes, and whether they were thrown away; `None` if it moves none of a socket's stream.
+#[inline(always)]
+fn transfer(call: &Call) -> Option<(u8, bool)> {
+    let (direction, flags) = match call.number {
+        arch::READ | arch::READV | arch::PREADV2 => (direction::RECEIVE, 0),
+        arch::WRITE | arch::WRITEV | arch::PWRITEV2 | arch::SENDFILE => (direction::SEND, 0),
+        arch::SENDTO => (direction::SEND, call.args[3]),
+        arch::SENDMSG => (direction::SEND, call.args[2]),
+        arch::RECVFROM => (direction::RECEIVE, call.args[3]),
+        arch::RECVMSG => (direction::RECEIVE, call.args[2]),
+        _ => return None,
+    };
+    if !call.native || flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE) != 0 {
+        return None;
+    }
+    Some((direction, direction == direction::RECEIVE && flags & MSG_TRUNC != 0))
+}
+
+/// Key part for the ports of a socket, as they stand in `struct sock`.
+#[inline(always)]
+pub(crate) fn ports(local: u16, remote: u16) -> u64 {
+    u64::from(local) << 16 | u64::from(remote)
+}
+
+/// The `struct sock` behind a descriptor of the current process, 0 if it is no socket.
+#[inline(always)]
+fn socket_of(fd: u32) -> Option<u64> {
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task_btf() } as u64;
+    let files: u64 = probe(task, &kernel::TASK_FILES)?;
+    let table: u64 = probe(files, &kernel::FILES_FDT)?;
+    let size: u32 = probe(table, &kernel::FDT_MAX_FDS)?;
+    if fd >= size {
+        return None;
+    }
+    let entries: u64 = probe(table, &kernel::FDT_FD)?;
+    let file: u64 = copy_pointer(entries.wrapping_add(u64::from(fd) * 8))?;
+    let inode: u64 = probe(file, &kernel::FILE_INODE)?;
+    let mode: u16 = probe(inode, &kernel::INODE_MODE)?;
+    if mode & S_IFMT != S_IFSOCK {
+        return Some(0);
+    }
+    let socket: u64 = probe(file, &kernel::FILE_PRIVATE_DATA)?;
+    probe(socket, &kernel::SOCKET_SK)
+}
+
+#[inline(always)]
+fn copy_pointer(address: u64) -> Option<u64> {
+    let zero = aya_ebpf::Global::new(0);
+    probe(address, &zero)
+}
+
+#[inline(always)]
+fn operation(call: &Call, direction: u8, len: u32, discarded: bool) {
+    let sk = match socket_of(call.args[0] as u32) {
+        Some(0) => return,
+        Some(sk) => sk,
+        None => {
+            count(Counter::WalkFailed, 1);
+            return;
+        }
+    };
+    let socket = Walked(sk);
+    let key = WalkedKey {
+        socket: sk,
+        ports: ports(
+            probe(sk, &kernel::SKC_NUM).unwrap_or(0),
+            probe(sk, &kernel::SKC_DPORT).unwrap_or(0),
+        ),
+    };
+    let found = if let Some(found) = WALKED_SOCKETS.get_ptr_mut(&key) {
+        found
+    } else {
+        if len == 0 || !socket.is_wanted() {
+            return;
+        }
+        // SAFETY: all zero is a new connection.
+        let fresh: ConnState = unsafe { core::mem::zeroed() };
+        if WALKED_SOCKETS.insert(&key, &fresh, 0).is_err() {
+            count(Counter::StateFull, 1);
+            return;
+        }
+        let Some(found) = WALKED_SOCKETS.get_ptr_mut(&key) else { return };
+        found
+    };
+    // SAFETY: a map value.
+    let verdict = unsafe { (*found).verdict };
+    if verdict >= verdict::SETTLED {
+        return;
+    }
+    if len == 0 {
+        if verdict == verdict::HTTP1 && direction == direction::RECEIVE {
+            // SAFETY: as above.
+            stream::close(unsafe { &*found }, close_flags::RECEIVE, backend::SYS_EXIT, true);
+        }
+        return;
+    }
+    let source = if discarded { Source::Opaque } else { call.source() };
+    // SAFETY: as above.
+    unsafe { stream::observe(found, socket, Moved { direction, len, source, backend: backend::SYS_EXIT }) }
+}

@@ -1,0 +1,231 @@
+//! What the shared path asks of a socket, answered by a trusted pointer (direct loads) or by a walked one (probe reads).
+
+use agent_common::event::{Open, direction, family};
+use agent_common::limits::UNIX_PATH_MAX;
+use aya_ebpf::helpers::generated::{
+    bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock, bpf_skc_to_unix_sock,
+};
+
+use crate::kernel::{self, load, load_at, probe};
+use crate::maps::OpenScratch;
+
+pub(crate) const SOCK_STREAM: u16 = 1;
+const IPPROTO_TCP: u16 = 6;
+const IPPROTO_MPTCP: u16 = 262;
+
+/// One end of a connection.
+pub(crate) trait Socket: Copy {
+    /// Identity for as long as the socket lives; `now` where the kernel has none to offer.
+    fn id(self, now: u64) -> u64;
+    /// TCP sequence number behind the last byte of the operation, if this is TCP.
+    fn sequence_end(self, direction: u8) -> Option<u32>;
+    /// Family, addresses, ports and network namespace.
+    fn describe(self, open: *mut Open);
+    /// Server's name of a Unix socket behind the record; returns its length.
+    fn unix_name(self, scratch: *mut OpenScratch) -> u32;
+}
+
+/// A socket that the verifier trusts: an argument of the program.
+#[derive(Clone, Copy)]
+pub(crate) struct Trusted(pub(crate) *const u8);
+
+/// A socket found by walking the descriptor table.
+#[derive(Clone, Copy)]
+pub(crate) struct Walked(pub(crate) u64);
+
+/// A stream socket of a family that carries HTTP.
+#[inline(always)]
+fn wanted(family: u16, kind: u16, protocol: u16) -> bool {
+    kind == SOCK_STREAM
+        && match family {
+            family::INET | family::INET6 => protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP,
+            family::UNIX => true,
+            _ => false,
+        }
+}
+
+/// Folds an address and a port into a key of `OWN_ADDRESSES`.
+#[inline(always)]
+pub(crate) fn address_key(address: &[u8; 16], port: u16) -> u64 {
+    // SAFETY: sixteen bytes, read unaligned.
+    let [low, high] = unsafe { address.as_ptr().cast::<[u64; 2]>().read_unaligned() };
+    (low ^ high.rotate_left(23)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (port as u64) << 48 ^ port as u64
+}
+
+impl Trusted {
+    #[inline(always)]
+    pub(crate) fn is_stream(self) -> bool {
+        // SAFETY: `self.0` is the `struct sock` argument of the program.
+        unsafe { load::<u16>(self.0, &kernel::SK_TYPE) == SOCK_STREAM }
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_wanted(self) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            wanted(
+                load(self.0, &kernel::SKC_FAMILY),
+                load(self.0, &kernel::SK_TYPE),
+                load(self.0, &kernel::SK_PROTOCOL),
+            )
+        }
+    }
+}
+
+impl Socket for Trusted {
+    #[inline(always)]
+    fn id(self, _now: u64) -> u64 {
+        // SAFETY: the helper takes a trusted socket.
+        unsafe { bpf_get_socket_cookie(self.0.cast_mut().cast()) }
+    }
+
+    #[inline(always)]
+    fn sequence_end(self, direction: u8) -> Option<u32> {
+        // SAFETY: the helper takes a trusted socket and returns a typed pointer or null.
+        unsafe {
+            let tcp = bpf_skc_to_tcp_sock(self.0.cast_mut().cast()).cast::<u8>().cast_const();
+            if tcp.is_null() {
+                return None;
+            }
+            Some(if direction == direction::SEND {
+                load(tcp, &kernel::TCP_WRITE_SEQ)
+            } else {
+                load(tcp, &kernel::TCP_COPIED_SEQ)
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn describe(self, open: *mut Open) {
+        // SAFETY: typed loads; `open` is a per-CPU map value.
+        unsafe {
+            let family: u16 = load(self.0, &kernel::SKC_FAMILY);
+            (*open).family = family;
+            (*open).local_port = 0;
+            (*open).remote_port = 0;
+            let local = (&raw mut (*open).local).cast::<u64>();
+            let remote = (&raw mut (*open).remote).cast::<u64>();
+            local.write(0);
+            local.add(1).write(0);
+            remote.write(0);
+            remote.add(1).write(0);
+            if family == family::INET || family == family::INET6 {
+                (*open).local_port = load(self.0, &kernel::SKC_NUM);
+                (*open).remote_port = u16::from_be(load(self.0, &kernel::SKC_DPORT));
+            }
+            if family == family::INET {
+                local.cast::<u32>().write(load(self.0, &kernel::SKC_RCV_SADDR));
+                remote.cast::<u32>().write(load(self.0, &kernel::SKC_DADDR));
+            } else if family == family::INET6 {
+                local.write(load(self.0, &kernel::SKC_V6_RCV_SADDR));
+                local.add(1).write(load_at(self.0, &kernel::SKC_V6_RCV_SADDR, 8));
+                remote.write(load(self.0, &kernel::SKC_V6_DADDR));
+                remote.add(1).write(load_at(self.0, &kernel::SKC_V6_DADDR, 8));
+            }
+            let net: *const u8 = load(self.0, &kernel::SKC_NET);
+            (*open).netns = if net.is_null() { 0 } else { load(net, &kernel::NET_INUM) };
+        }
+    }
+
+    #[inline(always)]
+    fn unix_name(self, scratch: *mut OpenScratch) -> u32 {
+        if kernel::PROBE_READ_KERNEL.load() == 0 {
+            return 0;
+        }
+        // SAFETY: the helper takes a trusted socket and returns a typed pointer or null.
+        let socket = unsafe { bpf_skc_to_unix_sock(self.0.cast_mut().cast()) };
+        if socket.is_null() { 0 } else { unix_name(self.0 as u64, scratch) }
+    }
+}
+
+impl Walked {
+    #[inline(always)]
+    pub(crate) fn is_wanted(self) -> bool {
+        let family = probe(self.0, &kernel::SKC_FAMILY).unwrap_or(0);
+        let kind = probe(self.0, &kernel::SK_TYPE).unwrap_or(0);
+        wanted(family, kind, probe(self.0, &kernel::SK_PROTOCOL).unwrap_or(0))
+    }
+}
+
+impl Socket for Walked {
+    #[inline(always)]
+    fn id(self, now: u64) -> u64 {
+        // The kernel gives a cookie only to those who may ask; the first sight of the socket is as unique.
+        now ^ self.0.rotate_left(17)
+    }
+
+    #[inline(always)]
+    fn sequence_end(self, direction: u8) -> Option<u32> {
+        let family: u16 = probe(self.0, &kernel::SKC_FAMILY)?;
+        let protocol: u16 = probe(self.0, &kernel::SK_PROTOCOL)?;
+        if family == family::UNIX || protocol != IPPROTO_TCP {
+            return None;
+        }
+        // `struct tcp_sock` begins with its `struct sock`.
+        if direction == direction::SEND {
+            probe(self.0, &kernel::TCP_WRITE_SEQ)
+        } else {
+            probe(self.0, &kernel::TCP_COPIED_SEQ)
+        }
+    }
+
+    #[inline(always)]
+    fn describe(self, open: *mut Open) {
+        let family: u16 = probe(self.0, &kernel::SKC_FAMILY).unwrap_or(0);
+        let (mut local, mut remote, mut ports) = ([0_u64; 2], [0_u64; 2], (0_u16, 0_u16));
+        if family == family::INET || family == family::INET6 {
+            ports.0 = probe(self.0, &kernel::SKC_NUM).unwrap_or(0);
+            ports.1 = u16::from_be(probe(self.0, &kernel::SKC_DPORT).unwrap_or(0));
+        }
+        if family == family::INET {
+            local[0] = probe::<u32>(self.0, &kernel::SKC_RCV_SADDR).unwrap_or(0) as u64;
+            remote[0] = probe::<u32>(self.0, &kernel::SKC_DADDR).unwrap_or(0) as u64;
+        } else if family == family::INET6 {
+            local = probe(self.0, &kernel::SKC_V6_RCV_SADDR).unwrap_or([0; 2]);
+            remote = probe(self.0, &kernel::SKC_V6_DADDR).unwrap_or([0; 2]);
+        }
+        let net: u64 = probe(self.0, &kernel::SKC_NET).unwrap_or(0);
+        // SAFETY: `open` is a per-CPU map value.
+        unsafe {
+            (*open).family = family;
+            (*open).local_port = ports.0;
+            (*open).remote_port = ports.1;
+            (&raw mut (*open).local).cast::<[u64; 2]>().write(local);
+            (&raw mut (*open).remote).cast::<[u64; 2]>().write(remote);
+            (*open).netns = probe(net, &kernel::NET_INUM).unwrap_or(0);
+        }
+    }
+
+    #[inline(always)]
+    fn unix_name(self, scratch: *mut OpenScratch) -> u32 {
+        if probe::<u16>(self.0, &kernel::SKC_FAMILY) == Some(family::UNIX) { unix_name(self.0, scratch) } else { 0 }
+    }
+}
+
+/// `sun_path` of the socket itself (an accepted socket has its listener's) or, unnamed, of its peer.
+#[inline(always)]
+fn unix_name(socket: u64, scratch: *mut OpenScratch) -> u32 {
+    let mut address: u64 = probe(socket, &kernel::UNIX_ADDR).unwrap_or(0);
+    if address == 0 {
+        let peer: u64 = probe(socket, &kernel::UNIX_PEER).unwrap_or(0);
+        if peer == 0 {
+            return 0;
+        }
+        address = probe(peer, &kernel::UNIX_ADDR).unwrap_or(0);
+    }
+    if address == 0 {
+        return 0;
+    }
+    /// `sa_family_t`, which `len` includes.
+    const SUN_PATH: u32 = 2;
+    let len: u32 = probe(address, &kernel::UNIX_ADDRESS_LEN).unwrap_or(0);
+    if len <= SUN_PATH {
+        return 0;
+    }
+    let len = len - SUN_PATH;
+    let len = if len > UNIX_PATH_MAX as u32 { UNIX_PATH_MAX as u32 } else { len };
+    let from = address.wrapping_add(u64::from(kernel::UNIX_ADDRESS_NAME.load() + SUN_PATH));
+    // SAFETY: at most as many bytes as the buffer has; the name was allocated with that length.
+    let status = unsafe { bpf_probe_read_kernel((&raw mut (*scratch).path).cast(), len, from as *const _) };
+    if status == 0 { len } else { 0 }
+}

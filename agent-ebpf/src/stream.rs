@@ -1,0 +1,430 @@
+//! The shared path of all sources: `(connection, direction, bytes)` to records.
+//!
+//! A source (socket hook, descriptor walk, and later a TLS library) finds the connection's state and says where the
+//! bytes are; everything else, from classification to the budget, is here and only here.
+
+use agent_common::classify::{Start, classify, classify_word};
+use agent_common::config::Config;
+use agent_common::counters::Counter;
+use agent_common::event::{Close, Data, Header, Open, data_flags, direction, kind, protocol};
+use agent_common::limits::{
+    BURST_THRESHOLD, CLASSIFY_TURNS, PREFIX_AFTER_BUDGET, RECORD_PAYLOAD_MAX, RECORDS_PER_OPERATION, TAIL,
+    UNIX_PATH_MAX,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_cgroup_id, bpf_get_current_task_btf, bpf_ktime_get_ns,
+};
+use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
+
+use crate::arch::Source;
+use crate::emit::{count, output};
+use crate::kernel::{self, load};
+use crate::maps::{CONFIG, ConnState, MUTED, OPEN_SCRATCH, OWN_ADDRESSES, SCRATCH, Scratch};
+use crate::{copy, socket};
+use crate::socket::Socket;
+
+/// [`ConnState::verdict`] values.
+pub(crate) mod verdict {
+    /// Not recognised yet: looked at again at the next direction change.
+    pub(crate) const UNDECIDED: u8 = 0;
+    /// HTTP/1: followed.
+    pub(crate) const HTTP1: u8 = 1;
+    /// Left alone for good.
+    pub(crate) const SETTLED: u8 = 2;
+    /// The agent's own: left alone, and its address is in `OWN_ADDRESSES`.
+    pub(crate) const OWN: u8 = 3;
+}
+
+/// [`ConnState::flags`] bits.
+mod flag {
+    /// The agent has the Open record.
+    pub(super) const OPENED: u8 = 1;
+    /// Requests follow each other without waiting.
+    pub(super) const BURST: u8 = 2;
+    /// The last operation began with a request-line.
+    pub(super) const REQUEST_START: u8 = 4;
+}
+
+/// One operation that moved bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Moved {
+    pub(crate) direction: u8,
+    pub(crate) len: u32,
+    pub(crate) source: Source,
+    pub(crate) backend: u8,
+}
+
+/// Follow one operation of a connection.
+///
+/// # Safety
+/// `state` points to a map value.
+#[inline(always)]
+pub(crate) unsafe fn observe<S: Socket>(state: *mut ConnState, socket: S, moved: Moved) {
+    // SAFETY: `state` points to a map value for as long as the program runs.
+    let state = unsafe { &mut *state };
+    if state.verdict == verdict::UNDECIDED {
+        if !decide(state, socket, &moved) {
+            advance(state, socket, &moved);
+            return;
+        }
+    } else if state.verdict != verdict::HTTP1 {
+        return;
+    }
+    follow(state, socket, &moved);
+}
+
+/// Move the position of a direction over bytes that are not reported; returns where they began.
+#[inline(always)]
+fn advance<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) -> u64 {
+    let known = position(state, moved.direction);
+    let mut start = known;
+    if let Some(end) = socket.sequence_end(moved.direction) {
+        let begin = end.wrapping_sub(moved.len);
+        if known == 0 {
+            // One 2^32 up, so that 0 keeps meaning "not met yet" whatever the initial sequence number.
+            start = (1 << 32) | u64::from(begin);
+        } else {
+            let ahead = begin.wrapping_sub(known as u32) as i32;
+            if ahead > 0 {
+                // Bytes that no hook saw (spliced away): the jump tells the agent.
+                start = known + ahead as u64;
+            }
+        }
+    } else if known == 0 {
+        start = 1 << 32;
+    }
+    set_position(state, moved.direction, start + u64::from(moved.len));
+    start
+}
+
+#[inline(always)]
+fn position(state: &ConnState, direction: u8) -> u64 {
+    if direction == direction::SEND { state.position[1] } else { state.position[0] }
+}
+
+#[inline(always)]
+fn set_position(state: &mut ConnState, direction: u8, position: u64) {
+    if direction == direction::SEND { state.position[1] = position } else { state.position[0] = position }
+}
+
+/// Look at the first bytes of a direction. True: the operation is to be reported.
+#[inline(always)]
+fn decide<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) -> bool {
+    let turned = state.last != moved.direction + 1;
+    let index = usize::from(moved.direction == direction::SEND);
+    let pending = state.partial_len[index];
+    if !turned && pending == 0 {
+        return false;
+    }
+    if turned && state.last != 0 {
+        state.turns = state.turns.saturating_add(1);
+    }
+    state.last = moved.direction + 1;
+    if kernel::AGENT_TGID.load() == (bpf_get_current_pid_tgid() >> 32) as u32 {
+        own(state, socket);
+        return false;
+    }
+    let Some((word, len)) = copy::first_word(moved.source, moved.len) else {
+        // Nothing to judge by: neither this nor that.
+        state.partial_len[index] = 0;
+        give_up_late(state);
+        return false;
+    };
+    let (word, len) = if pending == 0 || pending >= 8 {
+        (word, len)
+    } else {
+        (state.partial[index] | word << (8 * pending), if len + pending > 8 { 8 } else { len + pending })
+    };
+    let start = if len >= 8 { classify_word(word) } else { classify(word, len) };
+    state.partial_len[index] = 0;
+    match start {
+        Start::Request { .. } | Start::Response => {
+            if is_excluded(socket, state) {
+                return false;
+            }
+            state.verdict = verdict::HTTP1;
+            state.last = if turned { 0 } else { state.last };
+            count(Counter::ConnectionsHttp1, 1);
+            true
+        }
+        Start::Partial => {
+            state.partial[index] = word;
+            state.partial_len[index] = len;
+            !is_excluded(socket, state)
+        }
+        Start::Http2 | Start::Tls => {
+            if !is_excluded(socket, state) {
+                count(
+                    if matches!(start, Start::Tls) { Counter::ConnectionsTls } else { Counter::ConnectionsHttp2 },
+                    1,
+                );
+                open(state, socket, moved, start.protocol(), now());
+                state.verdict = verdict::SETTLED;
+            }
+            false
+        }
+        Start::Other => {
+            give_up_late(state);
+            false
+        }
+    }
+}
+
+/// Not recognised this time. A connection met in mid-stream, or behind a PROXY or CONNECT line, gets more looks.
+#[inline(always)]
+fn give_up_late(state: &mut ConnState) {
+    if state.turns >= CLASSIFY_TURNS {
+        state.verdict = verdict::SETTLED;
+        count(Counter::ConnectionsOther, 1);
+    }
+}
+
+/// A socket of the agent.
+#[inline(always)]
+fn own<S: Socket>(state: &mut ConnState, socket: S) {
+    state.verdict = verdict::OWN;
+    count(Counter::ConnectionsOwn, 1);
+    if let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(0) {
+        // SAFETY: a per-CPU map value.
+        unsafe {
+            socket.describe(&raw mut (*scratch).open);
+            let key = socket::address_key(&(*scratch).open.local, (*scratch).open.local_port);
+            if (*scratch).open.local_port != 0 {
+                // Full maps evict; without the entry a span of the exporter's peer is reported, no more.
+                _ = OWN_ADDRESSES.insert(key, 1_u8, 0);
+            }
+        }
+    }
+}
+
+/// The far end is the agent, or the process is excluded by the agent's filters: leave the connection alone.
+#[inline(always)]
+fn is_excluded<S: Socket>(socket: S, state: &mut ConnState) -> bool {
+    let mut excluded = false;
+    if let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(0) {
+        // SAFETY: a per-CPU map value.
+        unsafe {
+            socket.describe(&raw mut (*scratch).open);
+            let key = socket::address_key(&(*scratch).open.remote, (*scratch).open.remote_port);
+            excluded = OWN_ADDRESSES.get_ptr(&key).is_some();
+        }
+    }
+    if !excluded
+        && let Some(config) = CONFIG.get(0)
+    {
+        let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        excluded = config.paused != 0 || (config.filters != 0 && MUTED.get_ptr(&tgid).is_some());
+    }
+    if excluded {
+        state.verdict = verdict::SETTLED;
+    }
+    excluded
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Report one operation of an HTTP/1 connection.
+#[inline(always)]
+fn follow<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) {
+    let now = now();
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let tgid = (pid_tgid >> 32) as u32;
+    if state.flags & flag::OPENED == 0 || state.tgid != tgid {
+        open(state, socket, moved, protocol::HTTP1, now);
+    }
+    let start = advance(state, socket, moved);
+    let Some(config) = CONFIG.get(0) else { return };
+    let index = usize::from(moved.direction == direction::SEND);
+    let Some(scratch) = SCRATCH.get_ptr_mut(index as u32) else { return };
+
+    let turned = state.last != moved.direction + 1;
+    state.last = moved.direction + 1;
+    if turned {
+        state.budget = renewed(state, config);
+    }
+    let opaque = matches!(moved.source, Source::Opaque);
+    let mut begins = Start::Other;
+    if !opaque && state.budget < moved.len {
+        // The budget would cut this operation: is it the start of a message, which has a budget of its own?
+        if let Some((word, 8)) = copy::first_word(moved.source, moved.len) {
+            begins = classify_word(word);
+            if let Start::Request { bodyless: true } = begins
+                && moved.len > BURST_THRESHOLD
+            {
+                state.flags |= flag::BURST;
+            }
+            if matches!(begins, Start::Request { .. } | Start::Response) {
+                state.budget = renewed(state, config);
+            }
+        }
+    }
+    let wanted = if state.budget < moved.len { state.budget } else { moved.len };
+    let prefix = if moved.len < PREFIX_AFTER_BUDGET { moved.len } else { PREFIX_AFTER_BUDGET };
+    let mut wanted = if wanted < prefix { prefix } else { wanted };
+    state.budget = if state.budget > wanted { state.budget - wanted } else { 0 };
+
+    // SAFETY: a per-CPU map value.
+    let data = unsafe { &mut (*scratch).data };
+    data.header = Header {
+        kind: kind::DATA,
+        direction: moved.direction,
+        flags: if opaque { data_flags::OPAQUE } else { 0 },
+        backend: moved.backend,
+        seq: 0,
+        conn: state.id,
+        time_ns: now,
+        pid: tgid,
+        tid: pid_tgid as u32,
+    };
+    let mut done = 0_u32;
+    let mut copied = 0_u64;
+    for _ in 0..RECORDS_PER_OPERATION {
+        let part = if wanted > RECORD_PAYLOAD_MAX as u32 { RECORD_PAYLOAD_MAX as u32 } else { wanted };
+        let head = if opaque { 0 } else { copy::head(scratch, moved.source, done, part) };
+        if head < part && !opaque && head == 0 {
+            data.header.flags |= data_flags::UNREADABLE;
+            count(Counter::Unreadable, 1);
+        }
+        let more = head == part && wanted > part;
+        let rest = moved.len - done;
+        let tail = if more || opaque { 0 } else { copy::tail(scratch, moved.source, head, rest, done) };
+        data.header.flags = if more {
+            data.header.flags | data_flags::CONTINUES
+        } else {
+            data.header.flags & !data_flags::CONTINUES
+        };
+        data.position = start + u64::from(done);
+        data.len = if more { part } else { rest };
+        data.head = head as u16;
+        data.tail = tail as u16;
+        if done == 0 && head >= 8 {
+            begins = first_of(scratch);
+        }
+        emit_data(state, scratch, index, head + tail);
+        copied += u64::from(head + tail);
+        done += part;
+        wanted -= part;
+        if !more {
+            break;
+        }
+    }
+    note_burst(state, turned, begins);
+    count(Counter::Operations, 1);
+    count(Counter::Bytes, u64::from(moved.len));
+    count(if opaque { Counter::BytesOpaque } else { Counter::BytesCopied }, if opaque { u64::from(moved.len) } else { copied });
+}
+
+#[inline(always)]
+fn renewed(state: &ConnState, config: &Config) -> u32 {
+    if state.flags & flag::BURST != 0 { config.budget_burst } else { config.budget }
+}
+
+#[inline(always)]
+fn first_of(scratch: *mut Scratch) -> Start {
+    // SAFETY: the payload of a per-CPU map value begins at a multiple of eight.
+    classify_word(unsafe { (&raw const (*scratch).payload).cast::<u64>().read() })
+}
+
+/// Two operations in the same direction that begin with a request-line: the peer does not wait for responses.
+#[inline(always)]
+fn note_burst(state: &mut ConnState, turned: bool, begins: Start) {
+    if let Start::Request { .. } = begins {
+        if !turned && state.flags & flag::REQUEST_START != 0 {
+            state.flags |= flag::BURST;
+        }
+        state.flags |= flag::REQUEST_START;
+    } else if turned {
+        state.flags &= !flag::REQUEST_START;
+    }
+}
+
+#[inline(always)]
+fn emit_data(state: &mut ConnState, scratch: *mut Scratch, index: usize, payload: u32) {
+    const LIMIT: u32 = (RECORD_PAYLOAD_MAX + TAIL) as u32;
+    let seq = if index == 1 { &mut state.seq[1] } else { &mut state.seq[0] };
+    // SAFETY: a per-CPU map value longer than any record.
+    unsafe {
+        (*scratch).data.header.seq = *seq;
+        *seq = seq.wrapping_add(1);
+        let payload = copy::clamp(payload, LIMIT);
+        output(scratch.cast::<u8>().cast_const(), size_of::<Data>() as u64 + u64::from(payload));
+    }
+}
+
+/// Tell the agent about the connection and its process.
+#[inline(always)]
+fn open<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, protocol: u8, now: u64) {
+    let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(u32::from(moved.direction == direction::SEND)) else { return };
+    if state.id == 0 {
+        state.id = socket.id(now);
+    }
+    let pid_tgid = bpf_get_current_pid_tgid();
+    // SAFETY: a per-CPU map value.
+    unsafe {
+        let record = &mut (*scratch).open;
+        record.header = Header {
+            kind: kind::OPEN,
+            direction: moved.direction,
+            flags: 0,
+            backend: moved.backend,
+            seq: 0,
+            conn: state.id,
+            time_ns: now,
+            pid: (pid_tgid >> 32) as u32,
+            tid: pid_tgid as u32,
+        };
+        socket.describe(record);
+        record.protocol = protocol;
+        record.padding = 0;
+        record.uid = bpf_get_current_uid_gid() as u32;
+        record.process_start_ns = process_start();
+        record.cgroup = bpf_get_current_cgroup_id();
+        record.comm = bpf_get_current_comm().unwrap_or_default();
+        let name = copy::clamp(socket.unix_name(scratch), UNIX_PATH_MAX as u32);
+        if output(scratch.cast::<u8>().cast_const(), size_of::<Open>() as u64 + u64::from(name)) {
+            state.flags |= flag::OPENED;
+            state.tgid = (pid_tgid >> 32) as u32;
+        }
+    }
+}
+
+/// When the current process (its first thread) started, nanoseconds of boot time.
+#[inline(always)]
+pub(crate) fn process_start() -> u64 {
+    // SAFETY: the helper returns a typed pointer; `group_leader` is one of the same type.
+    unsafe {
+        let task = bpf_get_current_task_btf().cast::<u8>().cast_const();
+        let leader: *const u8 = load(task, &kernel::TASK_GROUP_LEADER);
+        if leader.is_null() { 0 } else { load(leader, &kernel::TASK_START_BOOTTIME) }
+    }
+}
+
+/// Tell the agent that one or both directions of a followed connection ended.
+#[inline(always)]
+pub(crate) fn close(state: &ConnState, flags: u8, backend: u8, process: bool) {
+    if state.flags & flag::OPENED == 0 {
+        return;
+    }
+    let pid_tgid = if process { bpf_get_current_pid_tgid() } else { 0 };
+    let record = Close {
+        header: Header {
+            kind: kind::CLOSE,
+            direction: 0,
+            flags,
+            backend,
+            seq: 0,
+            conn: state.id,
+            time_ns: now(),
+            pid: (pid_tgid >> 32) as u32,
+            tid: pid_tgid as u32,
+        },
+    };
+    // SAFETY: a record on our stack, as long as said.
+    unsafe {
+        output((&raw const record).cast(), size_of::<Close>() as u64);
+    }
+}
