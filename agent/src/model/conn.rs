@@ -104,6 +104,7 @@ impl Role {
 }
 
 impl Direction {
+    #[must_use]
     pub const fn opposite(self) -> Self {
         match self {
             Self::Receive => Self::Send,
