@@ -46,7 +46,10 @@ pub(crate) fn cargo() -> Result<Command> {
     command.env("WEIR_EBPF", "build");
     match find() {
         Some(Compiler::Rustup(name)) => command.env("WEIR_EBPF_TOOLCHAIN", name).env("PATH", shell::path_with(None)?),
-        Some(Compiler::Plain(dir)) => command.env("PATH", shell::path_with(Some(&dir))?),
+        // Without rustup the name selects nothing; it says that this compiler needs `RUSTC_BOOTSTRAP`.
+        Some(Compiler::Plain(dir)) => {
+            command.env("WEIR_EBPF_TOOLCHAIN", LINKED).env("PATH", shell::path_with(Some(&dir))?)
+        }
         None => command.env("PATH", shell::path_with(None)?),
     };
     Ok(command)

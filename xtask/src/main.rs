@@ -4,10 +4,16 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to its user")]
 #![allow(clippy::disallowed_methods, reason = "builds, boots and demos run on the real clock")]
 
+mod artifacts;
 mod build;
 mod ebpf;
+mod initramfs;
+mod results;
 mod setup;
 mod shell;
+mod test;
+mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -37,6 +43,31 @@ enum Task {
         #[arg(long)]
         release: bool,
     },
+    /// Check everything that CI checks: format, lints, tidy, unit, property and kernel tests, one machine
+    Test {
+        /// On every kernel, and under lockdown
+        #[arg(long)]
+        all: bool,
+    },
+    /// Run the kernel tests in emulated machines
+    Vm {
+        /// Kernel series; all when none is named
+        #[arg(value_name = "KERNEL", value_parser = clap::builder::PossibleValuesParser::new(vm::KERNELS))]
+        kernels: Vec<String>,
+        /// Boot with the kernel locked down
+        #[arg(long, value_name = "MODE", value_parser = ["integrity", "confidentiality"])]
+        lockdown: Option<String>,
+        /// Only tests whose name contains this
+        #[arg(long, value_name = "NAME")]
+        test: Option<String>,
+    },
+    /// Check the rules that no compiler checks
+    Tidy,
+    /// Measure beside the same without the agent; prints ratios and writes target/bench/NAME.json
+    Bench {
+        /// Which measurement; all when none is named
+        name: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -58,6 +89,25 @@ fn run(task: Task) -> Result<()> {
         Task::Build { release } => {
             println!("{}", build::agent(release)?.display());
             Ok(())
+        }
+        Task::Test { all } => test::run(all),
+        Task::Vm { kernels, lockdown, test } => {
+            let kernels = if kernels.is_empty() {
+                vm::KERNELS.iter().map(|&kernel| kernel.to_owned()).collect()
+            } else {
+                kernels
+            };
+            let machines: Vec<_> =
+                kernels.into_iter().map(|kernel| vm::Machine { kernel, lockdown: lockdown.clone() }).collect();
+            println!("{}", vm::run(&machines, test.as_deref())?);
+            Ok(())
+        }
+        Task::Tidy => tidy::run(),
+        Task::Bench { name } => {
+            setup::ensure(Purpose::Test)?;
+            let mut cargo = ebpf::cargo()?;
+            cargo.args(["run", "--release", "--package", "weir-tests", "--bin", "weir-bench", "--"]).args(name);
+            shell::run(&mut cargo)
         }
     }
 }

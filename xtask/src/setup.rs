@@ -98,9 +98,13 @@ fn step(what: &str) {
 }
 
 fn packages(purpose: Purpose) -> Result<()> {
-    let missing = missing(purpose, |file| {
-        if file.starts_with('/') { Path::new(file).exists() } else { shell::find(file).is_some() }
-    });
+    let missing =
+        missing(
+            purpose,
+            |file| {
+                if file.starts_with('/') { Path::new(file).exists() } else { shell::find(file).is_some() }
+            },
+        );
     if missing.is_empty() {
         return Ok(());
     }

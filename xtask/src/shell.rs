@@ -72,6 +72,14 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Result<Command> {
     Ok(command)
 }
 
+/// A command that does not outlive xtask, however xtask ends, where util-linux is there to see to it.
+pub(crate) fn bound(program: impl AsRef<OsStr>) -> Command {
+    let Some(setpriv) = find("setpriv") else { return Command::new(program) };
+    let mut command = Command::new(setpriv);
+    command.args(["--pdeathsig", "TERM", "--"]).arg(program);
+    command
+}
+
 /// Run to the end, output shown.
 ///
 /// # Errors
