@@ -143,7 +143,8 @@ mod tests {
     fn every_runtime_of_the_field_is_recognised() {
         for (text, id, uid, runtime) in [
             (
-                "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$U_ID.slice/cri-containerd-$ID.scope",
+                "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod$U_ID.slice/\
+                 cri-containerd-$ID.scope",
                 "$ID",
                 "$UID",
                 "containerd",
