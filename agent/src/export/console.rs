@@ -160,7 +160,7 @@ impl fmt::Display for Size {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::export::fixture;
+    use crate::model::fixture;
 
     #[test]
     fn a_line_reads_like_a_sentence() {

@@ -231,8 +231,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        export::{fixture, spawn},
-        model::Role,
+        export::spawn,
+        model::{Role, fixture},
     };
 
     fn value(report: &CallReport) -> Value {

@@ -5,6 +5,8 @@
 
 pub mod conn;
 pub mod exchange;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod message;
 pub mod report;
 pub mod time;

@@ -1,0 +1,102 @@
+//! Reports for tests. Never part of the agent.
+
+use std::sync::Arc;
+
+use super::{
+    Backend, CallReport, Incomplete, ProcessRef, Role, SpanId, TraceContext, TraceId, Transport, Version, Workload,
+};
+
+/// Every field set.
+pub(crate) fn maximal(role: Role) -> CallReport {
+    let text = |text: &str| Some(Arc::from(text));
+    CallReport {
+        start_unix_ns: 1_700_000_000_123_456_789,
+        duration_ns: 12_345_678,
+        time_to_first_byte_ns: Some(4_000_000),
+        role,
+        trace: TraceContext {
+            trace_id: TraceId([0xab; 16]),
+            span_id: SpanId([0xcd; 8]),
+            parent: Some(SpanId([0xef; 8])),
+            parent_remote: true,
+            sampled: Some(true),
+        },
+        method: text("_OTHER"),
+        method_original: text("PROPFIND"),
+        scheme: "http",
+        path: text("/users/42"),
+        query: text("q=a&sig=REDACTED"),
+        route: text("/users/{id}"),
+        status: Some(503),
+        request_body_size: Some(3),
+        response_body_size: Some(1_000),
+        server_address: text("shop.example"),
+        server_port: Some(8080),
+        client_address: (role == Role::Server).then(|| Arc::from("10.0.0.7")),
+        client_port: (role == Role::Server).then_some(50_000),
+        peer_address: text("10.0.0.7"),
+        peer_port: Some(50_000),
+        version: Version::Http11,
+        transport: Transport::Tcp,
+        user_agent: text("curl/8"),
+        error_type: text("503"),
+        pid: 42,
+        tid: 43,
+        workload: Arc::new(Workload {
+            process: ProcessRef { pid: 42, start_ns: 9 },
+            executable_name: text("nginx"),
+            executable_path: text("/usr/sbin/nginx"),
+            command: text("nginx"),
+            container_id: text("0123456789abcdef"),
+            pod_uid: text("6dd2c9fe-6a3d-4d3e-9d6c-5a5b7c9b2f10"),
+            cgroup_path: text("/kubepods/x"),
+            service_name: text("shop"),
+            service_namespace: text("retail"),
+            opted_out: false,
+            self_instrumented: true,
+        }),
+        backend: Backend::SockTracepoint,
+        incomplete: Some(Incomplete::RecordsLost),
+        headers: vec![
+            (Arc::from("http.request.header.x-id"), Arc::from("7")),
+            (Arc::from("http.request.header.x-id"), Arc::from("8")),
+            (Arc::from("http.response.header.x-kind"), Arc::from("plain")),
+        ],
+        auth_scheme: Some("bearer"),
+    }
+}
+
+/// A plain `GET` that succeeded, with nothing known that need not be.
+pub(crate) fn minimal(role: Role) -> CallReport {
+    CallReport {
+        time_to_first_byte_ns: None,
+        trace: TraceContext {
+            trace_id: TraceId([1; 16]),
+            span_id: SpanId([2; 8]),
+            parent: None,
+            parent_remote: false,
+            sampled: None,
+        },
+        method: Some(Arc::from("GET")),
+        method_original: None,
+        path: Some(Arc::from("/")),
+        query: None,
+        route: None,
+        status: Some(200),
+        request_body_size: None,
+        response_body_size: None,
+        server_address: None,
+        server_port: None,
+        client_address: None,
+        client_port: None,
+        peer_address: None,
+        peer_port: None,
+        user_agent: None,
+        error_type: None,
+        workload: Arc::default(),
+        incomplete: None,
+        headers: Vec::new(),
+        auth_scheme: None,
+        ..maximal(role)
+    }
+}
