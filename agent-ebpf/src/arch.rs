@@ -7,15 +7,37 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
 
-/// Where the bytes of an operation are in user memory.
+/// Where the bytes of an operation are in user memory. Not an enum with data: the verifier refuses the undefined
+/// payload that one would leave in a register.
 #[derive(Clone, Copy)]
-pub(crate) enum Source {
+pub(crate) struct Source {
+    pub(crate) kind: Kind,
+    /// Address of the buffer, or of a `struct iovec` array.
+    pub(crate) base: u64,
+    /// Vectors in the array.
+    pub(crate) count: u64,
+}
+
+#[repr(u64)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
     /// One buffer.
-    Buffer(u64),
-    /// `struct iovec` array and its length.
-    Vectors { base: u64, count: u64 },
+    Buffer,
+    Vectors,
     /// Nowhere that can be read.
     Opaque,
+}
+
+/// `struct iovec`, and the same fields of `struct user_msghdr`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Vector {
+    pub(crate) base: u64,
+    pub(crate) len: u64,
+}
+
+impl Source {
+    pub(crate) const OPAQUE: Self = Self { kind: Kind::Opaque, base: 0, count: 0 };
 }
 
 /// The saved registers that matter.
@@ -148,25 +170,33 @@ impl Call {
     #[inline(always)]
     pub(crate) fn source(&self) -> Source {
         if !self.native {
-            return Source::Opaque;
+            return Source::OPAQUE;
         }
         let [_, buffer, count, _] = self.args;
         match self.number {
-            READ | WRITE | SENDTO | RECVFROM => Source::Buffer(buffer),
-            READV | WRITEV | PREADV2 | PWRITEV2 => Source::Vectors { base: buffer, count },
+            READ | WRITE | SENDTO | RECVFROM => Source { kind: Kind::Buffer, base: buffer, count: 0 },
+            READV | WRITEV | PREADV2 | PWRITEV2 => vectors(buffer, count),
             SENDMSG | RECVMSG => message(buffer),
             // Which of several messages this is, the registers do not tell.
             SENDMMSG | RECVMMSG if count == 1 => message(buffer),
-            _ => Source::Opaque,
+            _ => Source::OPAQUE,
         }
     }
+}
+
+/// A single vector is a buffer: most messages have one.
+#[inline(always)]
+fn vectors(base: u64, count: u64) -> Source {
+    if count == 1 {
+        let vector: Vector = crate::copy::user(base).unwrap_or_default();
+        return Source { kind: Kind::Buffer, base: vector.base, count: 0 };
+    }
+    Source { kind: Kind::Vectors, base, count }
 }
 
 /// The vectors of a `struct msghdr` in user memory.
 #[inline(always)]
 fn message(header: u64) -> Source {
-    match crate::copy::user::<[u64; 2]>(header.wrapping_add(MSG_IOV)) {
-        Some([base, count]) => Source::Vectors { base, count },
-        None => Source::Opaque,
-    }
+    let vector: Vector = crate::copy::user(header.wrapping_add(MSG_IOV)).unwrap_or_default();
+    vectors(vector.base, vector.len)
 }

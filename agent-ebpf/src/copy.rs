@@ -5,8 +5,8 @@ use core::arch::asm;
 use agent_common::limits::{IOVEC_MAX, RECORD_PAYLOAD_MAX, TAIL};
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 
-use crate::arch::Source;
-use crate::maps::Scratch;
+use crate::arch::{Kind, Source, Vector};
+use crate::maps::{Scratch, forget};
 
 /// `limit` at most, in a form that LLVM can neither remove nor move behind the use: the verifier must see the
 /// comparison on the very register that the helper gets.
@@ -29,15 +29,17 @@ pub(crate) fn user<T: Copy + Default>(address: u64) -> Option<T> {
 
 /// The first bytes (at most eight) of an operation that moved `moved` bytes, little-endian in a word, and their number.
 #[inline(always)]
-pub(crate) fn first_word(source: Source, moved: u32) -> Option<(u64, u32)> {
-    let (address, available) = match source {
-        Source::Buffer(address) => (address, moved),
-        Source::Vectors { base, .. } => {
-            let [address, len] = user::<[u64; 2]>(base)?;
-            (address, if len < moved as u64 { len as u32 } else { moved })
+pub(crate) fn first_word(source: &Source, moved: u32) -> Option<(u64, u32)> {
+    let (mut address, mut available) = (source.base, moved);
+    if source.kind == Kind::Vectors {
+        let vector: Vector = user(source.base)?;
+        address = vector.base;
+        if vector.len < moved as u64 {
+            available = vector.len as u32;
         }
-        Source::Opaque => return None,
-    };
+    } else if source.kind == Kind::Opaque {
+        return None;
+    }
     if available >= 8 {
         return user::<u64>(address).map(|word| (word, 8));
     }
@@ -68,49 +70,47 @@ fn piece(scratch: *mut Scratch, at: u32, wanted: u32, address: u64) -> bool {
 
 /// Copy the bytes `skip .. skip + wanted` of an operation to the start of the scratch payload. Returns how many were
 /// copied; fewer when vectors ran out or memory could not be read.
-#[inline(always)]
-pub(crate) fn head(scratch: *mut Scratch, source: Source, skip: u32, wanted: u32) -> u32 {
-    match source {
-        Source::Buffer(address) => {
-            if piece(scratch, 0, wanted, address.wrapping_add(skip as u64)) { wanted } else { 0 }
-        }
-        // Later parts of a gathered operation are left as a gap.
-        Source::Vectors { base, count } if skip == 0 => gather(scratch, base, count, wanted),
-        _ => 0,
+#[inline(never)]
+pub(crate) fn head(scratch: *mut Scratch, source: &Source, skip: u32, wanted: u32) -> u32 {
+    if source.kind == Kind::Buffer {
+        return if piece(scratch, 0, wanted, source.base.wrapping_add(skip as u64)) { wanted } else { 0 };
     }
+    // Later parts of a gathered operation are left as a gap.
+    if source.kind == Kind::Vectors && skip == 0 { gather(scratch, source.base, source.count, wanted) } else { 0 }
 }
 
 #[inline(always)]
 fn gather(scratch: *mut Scratch, base: u64, count: u64, wanted: u32) -> u32 {
-    let mut at = 0_u32;
+    // SAFETY: a field of a map value.
+    let slot = unsafe { &raw mut (*scratch).locals.at };
+    let mut at = forget(slot, 0) as u32;
     for index in 0..IOVEC_MAX as u64 {
         if index >= count || at >= wanted {
             break;
         }
-        let Some([address, len]) = user::<[u64; 2]>(base.wrapping_add(index * 16)) else { break };
+        let Some(vector) = user::<Vector>(base.wrapping_add(index * size_of::<Vector>() as u64)) else { break };
         let left = wanted - at;
-        let len = if len < left as u64 { len as u32 } else { left };
-        if !piece(scratch, at, len, address) {
+        let len = if vector.len < left as u64 { vector.len as u32 } else { left };
+        if !piece(scratch, at, len, vector.base) {
             break;
         }
-        at += len;
+        at = forget(slot, u64::from(at + len)) as u32;
     }
     at
 }
 
 /// Copy the last bytes of an operation behind `head` copied ones, when `rest` bytes follow the first `skip`. Returns
 /// how many.
-#[inline(always)]
-pub(crate) fn tail(scratch: *mut Scratch, source: Source, head: u32, rest: u32, skip: u32) -> u32 {
-    let Source::Buffer(address) = source else { return 0 };
-    if rest < head + TAIL as u32 {
+#[inline(never)]
+pub(crate) fn tail(scratch: *mut Scratch, source: &Source, head: u32, rest: u32, skip: u32) -> u32 {
+    if source.kind != Kind::Buffer || rest < head + TAIL as u32 {
         return 0;
     }
     let at = clamp(head, RECORD_PAYLOAD_MAX as u32);
     // SAFETY: as in `piece`; the tail is shorter than a record's payload.
     unsafe {
         let target = (&raw mut (*scratch).payload).cast::<u8>().add(at as usize);
-        let from = address.wrapping_add((skip + rest - TAIL as u32) as u64);
+        let from = source.base.wrapping_add((skip + rest - TAIL as u32) as u64);
         if bpf_probe_read_user(target.cast(), TAIL as u32, from as *const _) == 0 { TAIL as u32 } else { 0 }
     }
 }

@@ -8,6 +8,8 @@ use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
 
+use crate::arch::Source;
+
 /// Records to the agent. One for all CPUs: it keeps their order. Resized by the loader.
 #[map]
 pub(crate) static RECORDS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
@@ -47,11 +49,34 @@ pub(crate) static MUTED: LruHashMap<u32, u8> = LruHashMap::with_max_entries(16_3
 
 #[repr(C)]
 pub(crate) struct Scratch {
+    pub(crate) locals: Locals,
     pub(crate) data: Data,
     /// Room for an offset and a piece, see `RECORD_PAYLOAD_MAX`.
     pub(crate) payload: [u8; 2 * RECORD_PAYLOAD_MAX],
 }
 const _: () = assert!(size_of::<Scratch>() <= 32 * 1024);
+
+/// Variables that the verifier is to know nothing of, see [`forget`].
+#[repr(C)]
+pub(crate) struct Locals {
+    pub(crate) source: Source,
+    pub(crate) at: u64,
+    pub(crate) wanted: u64,
+    pub(crate) done: u64,
+    pub(crate) begins: u64,
+    pub(crate) copied: u64,
+}
+
+/// Store a value in map memory and load it back. The verifier follows each value of a register or stack slot apart,
+/// but not of a map: paths that differ only in this value become one, where they would multiply.
+#[inline(always)]
+pub(crate) fn forget<T: Copy>(slot: *mut T, value: T) -> T {
+    // SAFETY: callers pass a field of a map value.
+    unsafe {
+        slot.write_volatile(value);
+        slot.read_volatile()
+    }
+}
 
 #[repr(C)]
 pub(crate) struct OpenScratch {

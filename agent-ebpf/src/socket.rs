@@ -27,10 +27,12 @@ pub(crate) trait Socket: Copy {
 
 /// A socket that the verifier trusts: an argument of the program.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub(crate) struct Trusted(pub(crate) *const u8);
 
 /// A socket found by walking the descriptor table.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub(crate) struct Walked(pub(crate) u64);
 
 /// A stream socket of a family that carries HTTP.

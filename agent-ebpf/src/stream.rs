@@ -4,7 +4,6 @@
 //! bytes are; everything else, from classification to the budget, is here and only here.
 
 use agent_common::classify::{Start, classify, classify_word};
-use agent_common::config::Config;
 use agent_common::counters::Counter;
 use agent_common::event::{Close, Data, Header, Open, data_flags, direction, kind, protocol};
 use agent_common::limits::{
@@ -16,10 +15,10 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 
-use crate::arch::Source;
+use crate::arch::{Call, Kind, Source};
 use crate::emit::{count, output};
 use crate::kernel::{self, load};
-use crate::maps::{CONFIG, ConnState, MUTED, OPEN_SCRATCH, OWN_ADDRESSES, SCRATCH, Scratch};
+use crate::maps::{CONFIG, ConnState, Locals, MUTED, OPEN_SCRATCH, OWN_ADDRESSES, SCRATCH, Scratch, forget};
 use crate::{copy, socket};
 use crate::socket::Socket;
 
@@ -50,31 +49,36 @@ mod flag {
 pub(crate) struct Moved {
     pub(crate) direction: u8,
     pub(crate) len: u32,
-    pub(crate) source: Source,
     pub(crate) backend: u8,
+    /// The bytes are thrown away, not copied to the user (`MSG_TRUNC`).
+    pub(crate) discarded: bool,
 }
 
-/// Follow one operation of a connection.
+/// Follow one operation of a connection, made by `call`.
 ///
 /// # Safety
 /// `state` points to a map value.
 #[inline(always)]
-pub(crate) unsafe fn observe<S: Socket>(state: *mut ConnState, socket: S, moved: Moved) {
-    // SAFETY: `state` points to a map value for as long as the program runs.
-    let state = unsafe { &mut *state };
+pub(crate) unsafe fn observe<S: Socket>(state: *mut ConnState, socket: S, call: &Call, moved: &Moved) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(u32::from(moved.direction == direction::SEND)) else { return };
+    // SAFETY: map values, for as long as the program runs.
+    let (state, source) = unsafe { (&mut *state, &raw mut (*scratch).locals.source) };
+    forget(source, if moved.discarded { Source::OPAQUE } else { call.source() });
+    // SAFETY: as above.
+    let source = unsafe { &*source };
     if state.verdict == verdict::UNDECIDED {
-        if !decide(state, socket, &moved) {
-            advance(state, socket, &moved);
+        if !decide(state, socket, moved, source) {
+            advance(state, socket, moved);
             return;
         }
     } else if state.verdict != verdict::HTTP1 {
         return;
     }
-    follow(state, socket, &moved);
+    follow(state, socket, moved, scratch);
 }
 
 /// Move the position of a direction over bytes that are not reported; returns where they began.
-#[inline(always)]
+#[inline(never)]
 fn advance<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) -> u64 {
     let known = position(state, moved.direction);
     let mut start = known;
@@ -108,8 +112,8 @@ fn set_position(state: &mut ConnState, direction: u8, position: u64) {
 }
 
 /// Look at the first bytes of a direction. True: the operation is to be reported.
-#[inline(always)]
-fn decide<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) -> bool {
+#[inline(never)]
+fn decide<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, source: &Source) -> bool {
     let turned = state.last != moved.direction + 1;
     let index = usize::from(moved.direction == direction::SEND);
     let pending = state.partial_len[index];
@@ -124,7 +128,7 @@ fn decide<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) -> bool {
         own(state, socket);
         return false;
     }
-    let Some((word, len)) = copy::first_word(moved.source, moved.len) else {
+    let Some((word, len)) = copy::first_word(source, moved.len) else {
         // Nothing to judge by: neither this nor that.
         state.partial_len[index] = 0;
         give_up_late(state);
@@ -180,7 +184,7 @@ fn give_up_late(state: &mut ConnState) {
 }
 
 /// A socket of the agent.
-#[inline(always)]
+#[inline(never)]
 fn own<S: Socket>(state: &mut ConnState, socket: S) {
     state.verdict = verdict::OWN;
     count(Counter::ConnectionsOwn, 1);
@@ -198,7 +202,7 @@ fn own<S: Socket>(state: &mut ConnState, socket: S) {
 }
 
 /// The far end is the agent, or the process is excluded by the agent's filters: leave the connection alone.
-#[inline(always)]
+#[inline(never)]
 fn is_excluded<S: Socket>(socket: S, state: &mut ConnState) -> bool {
     let mut excluded = false;
     if let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(0) {
@@ -229,7 +233,7 @@ fn now() -> u64 {
 
 /// Report one operation of an HTTP/1 connection.
 #[inline(always)]
-fn follow<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) {
+fn follow<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, scratch: *mut Scratch) {
     let now = now();
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
@@ -237,42 +241,15 @@ fn follow<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) {
         open(state, socket, moved, protocol::HTTP1, now);
     }
     let start = advance(state, socket, moved);
-    let Some(config) = CONFIG.get(0) else { return };
-    let index = usize::from(moved.direction == direction::SEND);
-    let Some(scratch) = SCRATCH.get_ptr_mut(index as u32) else { return };
-
     let turned = state.last != moved.direction + 1;
     state.last = moved.direction + 1;
-    if turned {
-        state.budget = renewed(state, config);
-    }
-    let opaque = matches!(moved.source, Source::Opaque);
-    let mut begins = Start::Other;
-    if !opaque && state.budget < moved.len {
-        // The budget would cut this operation: is it the start of a message, which has a budget of its own?
-        if let Some((word, 8)) = copy::first_word(moved.source, moved.len) {
-            begins = classify_word(word);
-            if let Start::Request { bodyless: true } = begins
-                && moved.len > BURST_THRESHOLD
-            {
-                state.flags |= flag::BURST;
-            }
-            if matches!(begins, Start::Request { .. } | Start::Response) {
-                state.budget = renewed(state, config);
-            }
-        }
-    }
-    let wanted = if state.budget < moved.len { state.budget } else { moved.len };
-    let prefix = if moved.len < PREFIX_AFTER_BUDGET { moved.len } else { PREFIX_AFTER_BUDGET };
-    let mut wanted = if wanted < prefix { prefix } else { wanted };
-    state.budget = if state.budget > wanted { state.budget - wanted } else { 0 };
-
+    spend(state, scratch, moved, turned);
     // SAFETY: a per-CPU map value.
-    let data = unsafe { &mut (*scratch).data };
+    let (data, locals) = unsafe { (&mut (*scratch).data, &mut (*scratch).locals) };
     data.header = Header {
         kind: kind::DATA,
         direction: moved.direction,
-        flags: if opaque { data_flags::OPAQUE } else { 0 },
+        flags: 0,
         backend: moved.backend,
         seq: 0,
         conn: state.id,
@@ -280,59 +257,119 @@ fn follow<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) {
         pid: tgid,
         tid: pid_tgid as u32,
     };
-    let mut done = 0_u32;
-    let mut copied = 0_u64;
+    locals.done = 0;
+    locals.copied = 0;
     for _ in 0..RECORDS_PER_OPERATION {
-        let part = if wanted > RECORD_PAYLOAD_MAX as u32 { RECORD_PAYLOAD_MAX as u32 } else { wanted };
-        let head = if opaque { 0 } else { copy::head(scratch, moved.source, done, part) };
-        if head < part && !opaque && head == 0 {
-            data.header.flags |= data_flags::UNREADABLE;
-            count(Counter::Unreadable, 1);
-        }
-        let more = head == part && wanted > part;
-        let rest = moved.len - done;
-        let tail = if more || opaque { 0 } else { copy::tail(scratch, moved.source, head, rest, done) };
-        data.header.flags = if more {
-            data.header.flags | data_flags::CONTINUES
-        } else {
-            data.header.flags & !data_flags::CONTINUES
-        };
-        data.position = start + u64::from(done);
-        data.len = if more { part } else { rest };
-        data.head = head as u16;
-        data.tail = tail as u16;
-        if done == 0 && head >= 8 {
-            begins = first_of(scratch);
-        }
-        emit_data(state, scratch, index, head + tail);
-        copied += u64::from(head + tail);
-        done += part;
-        wanted -= part;
-        if !more {
+        if !record(state, scratch, moved, start) {
             break;
         }
     }
-    note_burst(state, turned, begins);
-    count(Counter::Operations, 1);
-    count(Counter::Bytes, u64::from(moved.len));
-    count(if opaque { Counter::BytesOpaque } else { Counter::BytesCopied }, if opaque { u64::from(moved.len) } else { copied });
+    note_burst(state, turned, locals.begins);
+    tally(moved, locals);
 }
 
-#[inline(always)]
-fn renewed(state: &ConnState, config: &Config) -> u32 {
-    if state.flags & flag::BURST != 0 { config.budget_burst } else { config.budget }
+/// Decide how many bytes of the operation to copy, and charge the budget.
+#[inline(never)]
+fn spend(state: &mut ConnState, scratch: *mut Scratch, moved: &Moved, turned: bool) {
+    let Some(config) = CONFIG.get(0) else { return };
+    // SAFETY: a per-CPU map value.
+    let locals = unsafe { &mut (*scratch).locals };
+    locals.begins = begins::NEITHER;
+    let renewed = if state.flags & flag::BURST != 0 { config.budget_burst } else { config.budget };
+    if turned {
+        state.budget = renewed;
+    }
+    if state.budget < moved.len
+        && let Some((word, 8)) = copy::first_word(&locals.source, moved.len)
+    {
+        // The budget would cut this operation: is it the start of a message, which has a budget of its own?
+        let start = classify_word(word);
+        locals.begins = begins::of(start);
+        if locals.begins != begins::NEITHER {
+            state.budget = renewed;
+        }
+        if matches!(start, Start::Request { bodyless: true }) && moved.len > BURST_THRESHOLD {
+            state.flags |= flag::BURST;
+            state.budget = config.budget_burst;
+        }
+    }
+    let mut wanted = if state.budget < moved.len { state.budget } else { moved.len };
+    state.budget -= wanted;
+    if wanted < PREFIX_AFTER_BUDGET {
+        wanted = if moved.len < PREFIX_AFTER_BUDGET { moved.len } else { PREFIX_AFTER_BUDGET };
+    }
+    locals.wanted = u64::from(wanted);
 }
 
-#[inline(always)]
-fn first_of(scratch: *mut Scratch) -> Start {
-    // SAFETY: the payload of a per-CPU map value begins at a multiple of eight.
-    classify_word(unsafe { (&raw const (*scratch).payload).cast::<u64>().read() })
+/// Build and emit one record of the operation. True: another follows.
+#[inline(never)]
+fn record(state: &mut ConnState, scratch: *mut Scratch, moved: &Moved, start: u64) -> bool {
+    // SAFETY: a per-CPU map value.
+    let (data, locals) = unsafe { (&mut (*scratch).data, &mut (*scratch).locals) };
+    let (done, wanted) = (locals.done as u32, locals.wanted as u32);
+    let part = if wanted > RECORD_PAYLOAD_MAX as u32 { RECORD_PAYLOAD_MAX as u32 } else { wanted };
+    let rest = moved.len.wrapping_sub(done);
+    let mut flags = 0;
+    let (mut head, mut tail) = (0, 0);
+    let mut more = false;
+    if locals.source.kind == Kind::Opaque {
+        flags = data_flags::OPAQUE;
+    } else {
+        head = copy::head(scratch, &locals.source, done, part);
+        more = head == part && wanted > part;
+        if head == 0 {
+            flags = data_flags::UNREADABLE;
+            count(Counter::Unreadable, 1);
+        } else if more {
+            flags = data_flags::CONTINUES;
+        } else {
+            tail = copy::tail(scratch, &locals.source, head, rest, done);
+        }
+        if done == 0 && head >= 8 {
+            // SAFETY: the payload of a per-CPU map value begins at a multiple of eight.
+            locals.begins = begins::of(classify_word(unsafe { (&raw const (*scratch).payload).cast::<u64>().read() }));
+        }
+    }
+    data.header.flags = flags;
+    data.position = start + u64::from(done);
+    data.len = if more { part } else { rest };
+    data.head = head as u16;
+    data.tail = tail as u16;
+    let payload = head + tail;
+    locals.copied += u64::from(payload);
+    locals.done = u64::from(done + part);
+    locals.wanted = u64::from(wanted - part);
+    let payload = forget(&raw mut locals.at, u64::from(payload)) as u32;
+    if moved.direction == direction::SEND {
+        emit_data(&mut state.seq[1], scratch, payload);
+    } else {
+        emit_data(&mut state.seq[0], scratch, payload);
+    }
+    more
+}
+
+/// `Locals::begins`: what the operation begins with, as a number.
+mod begins {
+    use agent_common::classify::Start;
+
+    pub(super) const NEITHER: u64 = 0;
+    pub(super) const REQUEST: u64 = 1;
+    pub(super) const RESPONSE: u64 = 2;
+
+    #[inline(always)]
+    pub(super) fn of(start: Start) -> u64 {
+        match start {
+            Start::Request { .. } => REQUEST,
+            Start::Response => RESPONSE,
+            _ => NEITHER,
+        }
+    }
 }
 
 /// Two operations in the same direction that begin with a request-line: the peer does not wait for responses.
 #[inline(always)]
-fn note_burst(state: &mut ConnState, turned: bool, begins: Start) {
-    if let Start::Request { .. } = begins {
+fn note_burst(state: &mut ConnState, turned: bool, begins: u64) {
+    if begins == begins::REQUEST {
         if !turned && state.flags & flag::REQUEST_START != 0 {
             state.flags |= flag::BURST;
         }
@@ -343,20 +380,30 @@ fn note_burst(state: &mut ConnState, turned: bool, begins: Start) {
 }
 
 #[inline(always)]
-fn emit_data(state: &mut ConnState, scratch: *mut Scratch, index: usize, payload: u32) {
+fn tally(moved: &Moved, locals: &Locals) {
+    count(Counter::Operations, 1);
+    count(Counter::Bytes, u64::from(moved.len));
+    if locals.source.kind == Kind::Opaque {
+        count(Counter::BytesOpaque, u64::from(moved.len));
+    } else {
+        count(Counter::BytesCopied, locals.copied);
+    }
+}
+
+#[inline(always)]
+fn emit_data(seq: &mut u32, scratch: *mut Scratch, payload: u32) {
     const LIMIT: u32 = (RECORD_PAYLOAD_MAX + TAIL) as u32;
-    let seq = if index == 1 { &mut state.seq[1] } else { &mut state.seq[0] };
     // SAFETY: a per-CPU map value longer than any record.
     unsafe {
         (*scratch).data.header.seq = *seq;
         *seq = seq.wrapping_add(1);
         let payload = copy::clamp(payload, LIMIT);
-        output(scratch.cast::<u8>().cast_const(), size_of::<Data>() as u64 + u64::from(payload));
+        output((&raw const (*scratch).data).cast(), size_of::<Data>() as u64 + u64::from(payload));
     }
 }
 
 /// Tell the agent about the connection and its process.
-#[inline(always)]
+#[inline(never)]
 fn open<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, protocol: u8, now: u64) {
     let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(u32::from(moved.direction == direction::SEND)) else { return };
     if state.id == 0 {

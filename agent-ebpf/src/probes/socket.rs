@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 
-use crate::arch::{Source, current_call};
+use crate::arch::current_call;
 use crate::emit::count;
 use crate::maps::{ConnState, SOCKETS};
 use crate::socket::Trusted;
@@ -86,9 +86,9 @@ fn operation(sk: *const u8, direction: u8, len: u32, discarded: bool) {
     if unsafe { (*found).verdict } >= verdict::SETTLED {
         return;
     }
-    let source = if discarded { Source::Opaque } else { current_call().source() };
+    let moved = Moved { direction, len, backend: backend::SOCK_TRACEPOINT, discarded };
     // SAFETY: a map value, not null.
-    unsafe { stream::observe(found, socket, Moved { direction, len, source, backend: backend::SOCK_TRACEPOINT }) }
+    unsafe { stream::observe(found, socket, &current_call(), &moved) }
 }
 
 #[inline(always)]

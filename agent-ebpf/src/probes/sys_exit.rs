@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 
-use crate::arch::{self, Call, Source};
+use crate::arch::{self, Call};
 use crate::emit::count;
 use crate::kernel::{self, probe};
 use crate::maps::{ConnState, WALKED_SOCKETS, WalkedKey};
@@ -137,7 +137,7 @@ fn operation(call: &Call, direction: u8, len: u32, discarded: bool) {
         }
         return;
     }
-    let source = if discarded { Source::Opaque } else { call.source() };
-    // SAFETY: as above.
-    unsafe { stream::observe(found, socket, Moved { direction, len, source, backend: backend::SYS_EXIT }) }
+    let moved = Moved { direction, len, backend: backend::SYS_EXIT, discarded };
+    // SAFETY: a map value, not null.
+    unsafe { stream::observe(found, socket, call, &moved) }
 }
