@@ -88,8 +88,9 @@ pub(crate) struct OpenScratch {
 #[derive(Clone, Copy)]
 pub(crate) struct WalkedKey {
     pub(crate) socket: u64,
-    /// Addresses of `struct sock` are reused within seconds; ports tell most of those apart.
-    pub(crate) ports: u64,
+    /// Addresses of `struct sock` are reused within seconds; the remote port tells most of those apart. Not the local
+    /// one: it is given back before the state becomes TCP_CLOSE.
+    pub(crate) remote_port: u64,
 }
 
 /// What is known of a connection. All zero means new.

@@ -194,6 +194,8 @@ fn own<S: Socket>(state: &mut ConnState, socket: S) {
             socket.describe(&raw mut (*scratch).open);
             let key = socket::address_key(&(*scratch).open.local, (*scratch).open.local_port);
             if (*scratch).open.local_port != 0 {
+                // Kept to delete the entry by: when the socket closes its port is already given back.
+                state.position[0] = key;
                 // Full maps evict; without the entry a span of the exporter's peer is reported, no more.
                 _ = OWN_ADDRESSES.insert(key, 1_u8, 0);
             }

@@ -5,9 +5,8 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 
 use crate::kernel::{self, load};
-use crate::maps::{OPEN_SCRATCH, OWN_ADDRESSES, WALKED_SOCKETS};
-use crate::probes::{socket, sys_exit};
-use crate::socket::{Socket, Trusted, address_key};
+use crate::maps::{ConnState, OWN_ADDRESSES, WALKED_SOCKETS, WalkedKey};
+use crate::probes::socket;
 use crate::stream::{self, verdict};
 
 // include/net/tcp_states.h, user ABI.
@@ -28,7 +27,7 @@ pub(crate) fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
             if state.verdict == verdict::HTTP1 {
                 stream::close(state, flags, backend::SOCK_TRACEPOINT, false);
             } else if state.verdict == verdict::OWN && flags & close_flags::RECEIVE != 0 {
-                forget_own(Trusted(sk));
+                forget_own(state);
             }
         }
     }
@@ -41,15 +40,15 @@ pub(crate) fn inet_sock_set_state_walked(ctx: BtfTracePointContext) -> i32 {
     if let Some(flags) = ended(ctx.arg(2)) {
         let sk: *const u8 = ctx.arg(0);
         // SAFETY: the `struct sock` argument.
-        let ports = unsafe { sys_exit::ports(load(sk, &kernel::SKC_NUM), load(sk, &kernel::SKC_DPORT)) };
-        let key = crate::maps::WalkedKey { socket: sk as u64, ports };
+        let remote_port: u16 = unsafe { load(sk, &kernel::SKC_DPORT) };
+        let key = WalkedKey { socket: sk as u64, remote_port: u64::from(remote_port) };
         if let Some(found) = WALKED_SOCKETS.get_ptr(&key) {
             // SAFETY: a map value.
             let state = unsafe { &*found };
             if state.verdict == verdict::HTTP1 {
                 stream::close(state, flags, backend::SYS_EXIT, false);
             } else if state.verdict == verdict::OWN && flags & close_flags::RECEIVE != 0 {
-                forget_own(Trusted(sk));
+                forget_own(state);
             }
             if flags & close_flags::RECEIVE != 0 {
                 // Not there any more is as good.
@@ -72,14 +71,7 @@ fn ended(state: i32) -> Option<u8> {
 
 /// The address may be somebody else's next.
 #[inline(always)]
-fn forget_own(socket: Trusted) {
-    if let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(0) {
-        // SAFETY: a per-CPU map value.
-        unsafe {
-            socket.describe(&raw mut (*scratch).open);
-            let key = address_key(&(*scratch).open.local, (*scratch).open.local_port);
-            // Not there is as good.
-            _ = OWN_ADDRESSES.remove(&key);
-        }
-    }
+fn forget_own(state: &ConnState) {
+    // Not there is as good.
+    _ = OWN_ADDRESSES.remove(&state.position[0]);
 }

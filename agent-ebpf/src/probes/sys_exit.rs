@@ -58,12 +58,6 @@ fn transfer(call: &Call) -> Option<(u8, bool)> {
     Some((direction, direction == direction::RECEIVE && flags & MSG_TRUNC != 0))
 }
 
-/// Key part for the ports of a socket, as they stand in `struct sock`.
-#[inline(always)]
-pub(crate) fn ports(local: u16, remote: u16) -> u64 {
-    u64::from(local) << 16 | u64::from(remote)
-}
-
 /// The `struct sock` behind a descriptor of the current process, 0 if it is no socket.
 #[inline(always)]
 fn socket_of(fd: u32) -> Option<u64> {
@@ -103,13 +97,8 @@ fn operation(call: &Call, direction: u8, len: u32, discarded: bool) {
         }
     };
     let socket = Walked(sk);
-    let key = WalkedKey {
-        socket: sk,
-        ports: ports(
-            probe(sk, &kernel::SKC_NUM).unwrap_or(0),
-            probe(sk, &kernel::SKC_DPORT).unwrap_or(0),
-        ),
-    };
+    let remote_port: u16 = probe(sk, &kernel::SKC_DPORT).unwrap_or(0);
+    let key = WalkedKey { socket: sk, remote_port: u64::from(remote_port) };
     let found = if let Some(found) = WALKED_SOCKETS.get_ptr_mut(&key) {
         found
     } else {
