@@ -17,6 +17,7 @@ use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 
 use super::auth::Guard;
 use super::store::{Filter, Kept, StatusFilter, Store, StoreCounters, Subscription};
@@ -186,6 +187,8 @@ pub(super) struct CallsQuery {
     role: Option<Box<str>>,
     trace_id: Option<Box<str>>,
     pid: Option<u32>,
+    /// Calls a second; of the stream only.
+    rate: Option<u32>,
 }
 
 /// A refusal that says what to do.
@@ -194,13 +197,22 @@ struct Refusal(StatusCode, String);
 /// What a stream sends next.
 struct Stream {
     context: Context,
+    filter: Filter,
     subscription: Subscription,
-    /// Calls from before the subscription.
-    backlog: Vec<Kept>,
-    /// Announced on the first chunk.
-    missed: u64,
     opened: bool,
+    /// Goes on from `last` through what the store keeps, before it turns to what is live.
+    replaying: bool,
+    /// Cursor of the last call looked at.
     last: u64,
+    rate: Option<Rate>,
+}
+
+/// At most so many calls a second; what is more is left out and counted.
+struct Rate {
+    limit: u64,
+    sent: u64,
+    skipped: u64,
+    until: Instant,
 }
 
 pub(super) fn router(context: Context) -> Router {
@@ -298,28 +310,23 @@ async fn endpoints(State(context): State<Context>) -> Response {
     Json(EndpointsAnswer { endpoints, overflow }).into_response()
 }
 
-/// Server-sent events: `call` with one call, `lost` with `{"dropped":n}` when this stream was too slow. `since` or
-/// `Last-Event-ID` replays what came after that cursor.
+/// Server-sent events: `call` with one call, `lost` with `{"dropped":n}` for calls that were left out because this
+/// stream was too slow or asked for a `rate`. `since` or `Last-Event-ID` replays what came after that cursor.
 async fn stream(
     State(context): State<Context>,
     headers: HeaderMap,
     query: Query<CallsQuery>,
 ) -> Result<Response, Refusal> {
-    let (filter, since, limit) = query.0.validate()?;
+    let rate = query.0.rate.map(Rate::new);
+    let (filter, since, _) = query.0.validate()?;
     let resumed = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    let since = resumed.or(since);
     let Some(subscription) = context.admin.store.subscribe(filter.clone()) else {
         let text = "too many live streams are open: close one, or poll /api/v1/calls?since=N";
         return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, text.into()));
     };
-    // After the subscription, so that no call falls between the two.
-    let page = match resumed.or(since) {
-        Some(since) => Some(context.admin.store.query(&filter, Some(since), limit.clamp(1, MAX_LIMIT))),
-        None => None,
-    };
-    let last = page.as_ref().map_or(0, |page| page.next);
-    let missed = page.as_ref().map_or(0, |page| page.missed);
-    let backlog = page.map(|page| page.calls).unwrap_or_default();
-    let stream = Stream { context, subscription, backlog, missed, opened: false, last };
+    let (replaying, last) = (since.is_some(), since.unwrap_or(0));
+    let stream = Stream { context, filter, subscription, opened: false, replaying, last, rate };
     let body = Body::from_stream(futures_util::stream::unfold(stream, |mut stream| async move {
         let chunk = stream.next().await?;
         Some((Ok::<_, Infallible>(chunk), stream))
@@ -335,34 +342,79 @@ impl Stream {
             self.opened = true;
             // Something at once, so that the reader knows the stream is open.
             text.push_str("retry: 1000\n: open\n\n");
-            write_lost(&mut text, self.missed);
-            for kept in std::mem::take(&mut self.backlog) {
-                self.write_call(&mut text, &kept);
-            }
             return Some(text.into());
         }
-        let mut batch = Vec::new();
-        tokio::select! {
-            () = super::stopped(&mut self.context.stopping) => return None,
-            received = tokio::time::timeout(STREAM_SILENCE, self.subscription.receive(&mut batch, STREAM_BATCH)) => {
-                match received {
-                    Ok(0) => return None,
-                    Ok(_) => {}
-                    Err(_) => text.push_str(": still here\n\n"),
-                }
+        while self.replaying && text.is_empty() {
+            self.replay(&mut text);
+        }
+        while text.is_empty() {
+            let mut batch = Vec::new();
+            let received = tokio::select! {
+                () = super::stopped(&mut self.context.stopping) => return None,
+                received = timeout(STREAM_SILENCE, self.subscription.receive(&mut batch, STREAM_BATCH)) => received,
+            };
+            match received {
+                Ok(0) => return None,
+                Ok(_) => self.follow(&mut text, &batch),
+                Err(_) => text.push_str(": still here\n\n"),
             }
         }
-        let dropped = self.subscription.take_dropped();
-        write_lost(&mut text, dropped);
-        for kept in batch.iter().filter(|kept| kept.cursor > self.last) {
-            self.write_call(&mut text, kept);
-        }
         Some(text.into())
+    }
+
+    fn replay(&mut self, text: &mut String) {
+        let page = self.context.admin.store.query(&self.filter, Some(self.last), STREAM_BATCH);
+        write_lost(text, page.missed);
+        for kept in &page.calls {
+            self.write_call(text, kept);
+        }
+        // Fewer than asked for: this was the end of the ring, and what comes after is in the subscription.
+        self.replaying = page.calls.len() >= STREAM_BATCH;
+        self.last = page.next;
+    }
+
+    fn follow(&mut self, text: &mut String, batch: &[Kept]) {
+        let mut lost = self.subscription.take_dropped();
+        if let Some(rate) = &mut self.rate {
+            lost = rate.begin(Instant::now(), lost);
+        }
+        write_lost(text, lost);
+        for kept in batch.iter().filter(|kept| kept.cursor > self.last) {
+            if self.rate.as_mut().is_none_or(Rate::take) {
+                self.write_call(text, kept);
+            }
+        }
     }
 
     fn write_call(&self, text: &mut String, kept: &Kept) {
         let json = (self.context.admin.call_json)(&kept.report);
         write!(text, "id: {}\nevent: call\ndata: {}\n\n", kept.cursor, json.trim_end()).unwrap_or_default();
+    }
+}
+
+impl Rate {
+    const WINDOW: Duration = Duration::from_secs(1);
+
+    fn new(limit: u32) -> Self {
+        Self { limit: limit.into(), sent: 0, skipped: 0, until: Instant::now() + Self::WINDOW }
+    }
+
+    /// Count `dropped` calls; once a second, the number that was left out since it was last told.
+    fn begin(&mut self, now: Instant, dropped: u64) -> u64 {
+        self.skipped += dropped;
+        if now < self.until {
+            return 0;
+        }
+        self.until = now + Self::WINDOW;
+        self.sent = 0;
+        std::mem::take(&mut self.skipped)
+    }
+
+    fn take(&mut self) -> bool {
+        let room = self.sent < self.limit;
+        self.sent += u64::from(room);
+        self.skipped += u64::from(!room);
+        room
     }
 }
 

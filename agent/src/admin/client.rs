@@ -274,7 +274,11 @@ fn write_call(out: &mut String, json: &str, colour: bool) -> std::fmt::Result {
     if !text("url.query").is_empty() {
         write!(path, "?{}", printable(text("url.query")))?;
     }
-    let (host, port) = if server { ("client.address", "client.port") } else { ("server.address", "server.port") };
+    let (host, port) = match server {
+        _ if !text("network.peer.address").is_empty() => ("network.peer.address", "network.peer.port"),
+        true => ("client.address", "client.port"),
+        false => ("server.address", "server.port"),
+    };
     let mut peer = printable(text(host));
     if let Some(port) = number(port) {
         if peer.contains(':') && !peer.starts_with("unix:") {

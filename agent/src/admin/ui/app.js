@@ -40,7 +40,7 @@ async function begin() {
 function signIn() {
   signedIn = true;
   $("login").hidden = true;
-  $("tiles").hidden = false;
+  for (const id of ["tiles", "tabs"]) $(id).hidden = false;
   show(view);
   calls.start(filters());
 }
@@ -49,7 +49,7 @@ function signOut() {
   signedIn = false;
   calls.stop();
   closeTrace();
-  for (const id of ["tiles", "banner", ...VIEWS.map((name) => `view-${name}`)]) $(id).hidden = true;
+  for (const id of ["tiles", "tabs", "banner", ...VIEWS.map((name) => `view-${name}`)]) $(id).hidden = true;
   $("login").hidden = false;
   $("link").dataset.state = "";
   $("link-text").textContent = "signed out";
@@ -114,7 +114,7 @@ function figures(status) {
 
 function spark() {
   const top = Math.max(1, ...rates);
-  const step = 120 / 59;
+  const step = 120 / Math.max(14, rates.length - 1);
   const points = rates.map((rate, index) => `${(120 - (rates.length - 1 - index) * step).toFixed(1)},${(26 - (24 * rate) / top).toFixed(1)}`);
   document.querySelector("#spark polyline").setAttribute("points", points.join(" "));
 }
@@ -185,7 +185,6 @@ function show(name) {
 
 for (const name of VIEWS) {
   $(`tab-${name}`).addEventListener("click", () => {
-    if (!signedIn) return;
     show(name);
     poll();
   });

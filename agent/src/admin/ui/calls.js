@@ -1,8 +1,10 @@
 // The live table of calls: keeps the newest rows, draws at most once per frame, and says when it could not keep up.
 
-import { element, latency, methodOf, peerOf, serviceOf, statusBadge, timeOfDay, visible } from "./client.js";
+import { count, element, latency, methodOf, peerOf, serviceOf, statusBadge, timeOfDay, visible } from "./client.js";
 
 const KEEP = 300;
+// More calls a second nobody reads; the agent leaves them out and says how many.
+const RATE = 200;
 const SERVICES = 200;
 const RETRY_MS = 1500;
 
@@ -28,6 +30,7 @@ export class Calls {
     this.stop();
     this.query = query;
     this.last = undefined;
+    this.dropped = 0;
     this.clear();
     this.connect();
   }
@@ -68,7 +71,7 @@ export class Calls {
       return this.retry();
     }
     query.set("since", this.last);
-    query.set("limit", "1000");
+    query.set("rate", RATE);
     this.source?.close();
     const source = new EventSource(`/api/v1/calls/stream?${query}`);
     this.source = source;
@@ -107,7 +110,7 @@ export class Calls {
 
   tell(state) {
     if (state) this.state = state;
-    const skipped = this.dropped ? `, ${this.dropped} not shown here: too fast` : "";
+    const skipped = this.dropped ? `, a sample: ${count(this.dropped)} left out of this list` : "";
     if (this.state === "lost") this.onState("lost", "no answer from the agent, trying again");
     else if (this.paused) this.onState("paused", `paused, ${this.unseen} new`);
     else if (this.state === "live") this.onState("live", `live${skipped}`);
@@ -135,8 +138,10 @@ export class Calls {
   draw() {
     if (this.paused || this.waiting.length === 0) return;
     const batch = this.waiting.splice(0);
-    // A flash for each of hundreds a second is noise.
-    const flash = batch.length < 8;
+    // A flash for each of many a second is noise.
+    const now = performance.now();
+    const flash = batch.length < 8 && now - (this.drawn ?? 0) > 300;
+    this.drawn = now;
     const rows = document.createDocumentFragment();
     for (const [call, fresh] of batch.reverse()) {
       rows.append(this.row(call, fresh && flash));
@@ -160,7 +165,7 @@ export class Calls {
     const path = element("td", "c-path", visible(call["url.path"] ?? "unknown"));
     if (call["url.query"]) path.append(element("span", "muted", `?${visible(call["url.query"])}`));
     path.title = visible(call["http.route"] ? `${call["url.path"]}\nroute ${call["http.route"]}` : call["url.path"]);
-    if (call["weir.incomplete"]) path.prepend(element("span", "flag", `${visible(call["weir.incomplete"])} `));
+    if (call["weir.incomplete"]) path.append(element("span", "flag", visible(call["weir.incomplete"]).replaceAll("_", " ")));
     row.append(path);
     cell("c-status", null, statusBadge(call));
     cell("c-latency", latency(call.duration_ns));

@@ -96,8 +96,9 @@ export function statusBadge(call) {
 
 export function peerOf(call) {
   const side = call.span_kind === "server" ? "client" : "server";
-  const address = visible(call[`${side}.address`]);
-  const port = call[`${side}.port`];
+  const known = call["network.peer.address"] ? "network.peer" : side;
+  const address = visible(call[`${known}.address`]);
+  const port = call[`${known}.port`];
   if (!address || port === undefined) return address;
   return address.includes(":") && !address.startsWith("unix:") ? `[${address}]:${port}` : `${address}:${port}`;
 }

@@ -13,6 +13,7 @@ export async function showTrace(id, selected, row) {
   request = new AbortController();
   opener = row;
   panel.hidden = false;
+  panel.parentElement.classList.add("open");
   try {
     const trace = await ask(`/api/v1/traces/${encodeURIComponent(id)}`, request.signal);
     draw(id, trace.calls, selected);
@@ -26,6 +27,7 @@ export function closeTrace() {
   if (panel.hidden) return false;
   request?.abort();
   panel.hidden = true;
+  panel.parentElement.classList.remove("open");
   document.querySelector("#calls [aria-selected='true']")?.removeAttribute("aria-selected");
   if (opener?.isConnected) opener.focus();
   return true;
@@ -46,7 +48,16 @@ function draw(id, calls, selected, problem) {
   );
   if (problem) return panel.append(element("p", "muted", problem));
   panel.append(element("div", "axis", null, element("span", "", "0"), element("span", "", latency(length / 2)), element("span", "", latency(length))));
-  for (const span of spans) panel.append(...row(span, start, length, span.call.span_id === selected));
+  // Below the waterfall, so that opening a span does not push the others away.
+  const fields = element("dl", "fields");
+  const buttons = spans.map((span) => row(span, start, length));
+  const open = (index) => {
+    buttons.forEach((button, other) => button.setAttribute("aria-pressed", String(other === index)));
+    fields.replaceChildren(...fieldsOf(spans[index].call));
+  };
+  buttons.forEach((button, index) => button.addEventListener("click", () => open(index)));
+  panel.append(...buttons, fields);
+  open(Math.max(0, spans.findIndex(({ call }) => call.span_id === selected)));
 }
 
 /** Nanoseconds after the epoch as offset to the first call's second: whole nanoseconds do not fit a number. */
@@ -90,7 +101,7 @@ function group(items, key) {
   return groups;
 }
 
-function row({ call, begin, depth }, start, length, open) {
+function row({ call, begin, depth }, start, length) {
   const side = call.span_kind === "client" ? "client" : "server";
   const name = `${methodOf(call)} ${visible(call["http.route"] || call["url.path"] || "")}`;
   const what = element("span", "what", null, element("span", `side ${side}`, side), element("strong", "", serviceOf(call)), element("span", "name", name), statusBadge(call), element("span", "took", latency(call.duration_ns)));
@@ -104,16 +115,12 @@ function row({ call, begin, depth }, start, length, open) {
   button.type = "button";
   // The one style that is set here is a number of ours.
   what.style.paddingLeft = `${Math.min(depth, MAX_DEPTH) * 14}px`;
-  const fields = element("dl", "fields");
-  for (const [key, value] of Object.entries(call)) {
+  return button;
+}
+
+function fieldsOf(call) {
+  return Object.entries(call).flatMap(([key, value]) => {
     const shown = typeof value === "object" ? JSON.stringify(value) : value;
-    fields.append(element("dt", "", visible(key)), element("dd", "", visible(shown)));
-  }
-  const toggle = (expanded) => {
-    button.setAttribute("aria-expanded", String(expanded));
-    fields.hidden = !expanded;
-  };
-  button.addEventListener("click", () => toggle(fields.hidden));
-  toggle(open);
-  return [button, fields];
+    return [element("dt", "", visible(key)), element("dd", "", visible(shown))];
+  });
 }
