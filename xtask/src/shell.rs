@@ -159,9 +159,24 @@ pub(crate) fn lines(from: impl Read + Send + 'static) -> mpsc::Receiver<String> 
     receiver
 }
 
-/// A line without control characters: what a machine under test prints must not steer our terminal.
+/// A line without control characters and sequences: what a machine under test prints must not steer our terminal.
 pub(crate) fn printable(line: &str) -> String {
-    line.trim_end_matches(['\n', '\r']).chars().filter(|c| *c == '\t' || !c.is_control()).collect()
+    let mut kept = String::new();
+    let mut chars = line.trim_end_matches(['\n', '\r']).chars();
+    while let Some(c) = chars.next() {
+        match c {
+            // `ESC [ parameters final`, or ESC and one character.
+            '\u{1b}' => {
+                if chars.next() == Some('[') {
+                    chars.by_ref().find(|c| ('@'..='~').contains(c));
+                }
+            }
+            '\t' => kept.push(c),
+            c if c.is_control() => {}
+            c => kept.push(c),
+        }
+    }
+    kept
 }
 
 fn check(command: &Command, status: ExitStatus) -> Result<()> {
@@ -189,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_line_of_a_machine_under_test_cannot_steer_the_terminal() {
-        assert_eq!(printable("\x1b[2Jok\x07\tdone\r\n"), "[2Jok\tdone");
+        assert_eq!(printable("\x1bc\x1b[?7l\x1b[2Jok\x07\tdone\r\n"), "ok\tdone");
     }
 
     #[test]

@@ -129,7 +129,7 @@ fn build(filter: Option<&str>) -> Result<PathBuf> {
     let (weir, it) = (read("weir", false)?, read("it", true)?);
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
     let busybox = fs::read(busybox.context("no busybox")?).context("cannot read busybox")?;
-    if busybox.windows(8).any(|bytes| bytes == b"ld-linux") {
+    if needs_interpreter(&busybox) {
         bail!("this machine's busybox is not statically linked: install the package busybox-static");
     }
     let directories = ["bin", "dev", "etc", "proc", "run", "sys", "tmp"].map(|path| Entry::Directory { path });
@@ -155,6 +155,18 @@ fn build(filter: Option<&str>) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Does this 64-bit ELF program want a dynamic linker? There is none in the machine.
+fn needs_interpreter(elf: &[u8]) -> bool {
+    const PT_INTERP: u64 = 3;
+    let number = |at: usize, len: usize| -> Option<u64> {
+        let bytes = elf.get(at..at.checked_add(len)?)?;
+        Some(bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    };
+    let headers = || Some((number(32, 8)? as usize, number(54, 2)? as usize, number(56, 2)? as usize));
+    let Some((start, size, count)) = headers() else { return false };
+    (0..count).any(|header| number(start.saturating_add(header * size), 4) == Some(PT_INTERP))
+}
+
 /// The kernel of a series, downloaded when it is not there yet.
 fn kernel_image(kernel: &str) -> Result<PathBuf> {
     let dir = shell::target_dir().join("vm/kernels").join(kernel);
@@ -174,7 +186,13 @@ fn kernel_image(kernel: &str) -> Result<PathBuf> {
     };
     println!("vm {kernel}: download {package}");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    shell::run(Command::new("apt-get").args(["download", "-qq", &package]).current_dir(&dir).stdout(Stdio::null()))?;
+    shell::run(
+        Command::new("apt-get")
+            // Only root has a sandbox to leave, and only to write here.
+            .args(["-o", "APT::Sandbox::User=root", "download", "-qq", &package])
+            .current_dir(&dir)
+            .stdout(Stdio::null()),
+    )?;
     // The rest of the package is modules, which the machine does without.
     let script = "set -e; dpkg-deb --fsys-tarfile linux-image-*.deb | tar -x --wildcards --strip-components=2 \
                   './boot/vmlinuz-*'; rm linux-image-*.deb; mv vmlinuz-* vmlinuz";
@@ -294,6 +312,19 @@ linux-image-6.12.117+deb12-cloud-amd64 - Linux 6.12 for x86-64 cloud (signed)
         assert_eq!(newest("6.1", search).as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
         assert_eq!(newest("6.12", search).as_deref(), Some("linux-image-6.12.117+deb12-cloud-amd64"));
         assert_eq!(newest("5.15", search), None);
+    }
+
+    #[test]
+    fn a_program_with_a_dynamic_linker_is_told_from_one_without() {
+        // The header, then program headers of 56 bytes at 64: PT_LOAD, and PT_INTERP or not.
+        let elf = |second: u8| {
+            let mut elf = vec![0; 64 + 2 * 56];
+            (elf[32], elf[54], elf[56], elf[64], elf[64 + 56]) = (64, 56, 2, 1, second);
+            elf
+        };
+        assert!(needs_interpreter(&elf(3)));
+        assert!(!needs_interpreter(&elf(1)));
+        assert!(!needs_interpreter(b"#!/bin/sh"));
     }
 
     #[test]
