@@ -26,6 +26,10 @@ const MAX_TOKEN: usize = 4_096;
 /// The page asks for the token again after this many seconds.
 const SESSION_SECONDS: u32 = 12 * 60 * 60;
 
+const HOST_REFUSED: &str =
+    "this Host is not taken: use the address that the agent listens on, or list the name in admin.hosts";
+const TOKEN_NEEDED: &str = "a token is needed: send `Authorization: Bearer TOKEN`; the agent writes it to /run/weir/token unless told otherwise";
+
 /// A secret that lets its holder see all traffic. Never printed by `Debug`.
 #[derive(Clone)]
 pub struct Token(String);
@@ -252,10 +256,6 @@ impl Guard {
             .map(|(_, value)| value)
     }
 }
-
-const HOST_REFUSED: &str =
-    "this Host is not taken: use the address that the agent listens on, or list the name in admin.hosts";
-const TOKEN_NEEDED: &str = "a token is needed: send `Authorization: Bearer TOKEN`; the agent writes it to /run/weir/token unless told otherwise";
 
 impl Area {
     fn of(path: &str) -> Self {
