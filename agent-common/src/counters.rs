@@ -28,6 +28,10 @@ counters! {
     Records = "records";
     /// Records lost because the ring buffer was full.
     RingFull = "ring_full";
+    /// Operations that begin with a request-line: calls, as far as the kernel can count them, on each end.
+    Requests = "requests";
+    /// Of these, the ones whose record was lost.
+    RequestsLost = "requests_lost";
     /// Operations of connections that are followed.
     Operations = "operations";
     /// Payload bytes of followed connections, copied or not.
@@ -40,8 +44,6 @@ counters! {
     Unreadable = "unreadable";
     /// Connections whose state could not be stored.
     StateFull = "state_full";
-    /// Operations skipped because the per-CPU scratch buffer was in use.
-    ScratchBusy = "scratch_busy";
     /// Connections classified as HTTP/1.
     ConnectionsHttp1 = "connections_http1";
     /// Connections classified as HTTP/2 with prior knowledge.

@@ -89,7 +89,9 @@ fn advance<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) -> u64 {
             start = (1 << 32) | u64::from(begin);
         } else {
             let ahead = begin.wrapping_sub(known as u32) as i32;
-            if ahead > 0 {
+            // Reading the peer's FIN together with data takes one sequence number more: no byte is missing.
+            let fin = moved.direction == direction::RECEIVE && ahead == 1;
+            if ahead > 0 && !fin {
                 // Bytes that no hook saw (spliced away): the jump tells the agent.
                 start = known + ahead as u64;
             }
@@ -342,10 +344,9 @@ fn record(state: &mut ConnState, scratch: *mut Scratch, moved: &Moved, start: u6
     locals.done = u64::from(done + part);
     locals.wanted = u64::from(wanted - part);
     let payload = forget(&raw mut locals.at, u64::from(payload)) as u32;
-    if moved.direction == direction::SEND {
-        emit_data(&mut state.seq[1], scratch, payload);
-    } else {
-        emit_data(&mut state.seq[0], scratch, payload);
+    let seq = if moved.direction == direction::SEND { &mut state.seq[1] } else { &mut state.seq[0] };
+    if !emit_data(seq, scratch, payload) && done == 0 && locals.begins == begins::REQUEST {
+        count(Counter::RequestsLost, 1);
     }
     more
 }
@@ -384,6 +385,9 @@ fn note_burst(state: &mut ConnState, turned: bool, begins: u64) {
 #[inline(always)]
 fn tally(moved: &Moved, locals: &Locals) {
     count(Counter::Operations, 1);
+    if locals.begins == begins::REQUEST {
+        count(Counter::Requests, 1);
+    }
     count(Counter::Bytes, u64::from(moved.len));
     if locals.source.kind == Kind::Opaque {
         count(Counter::BytesOpaque, u64::from(moved.len));
@@ -393,14 +397,14 @@ fn tally(moved: &Moved, locals: &Locals) {
 }
 
 #[inline(always)]
-fn emit_data(seq: &mut u32, scratch: *mut Scratch, payload: u32) {
+fn emit_data(seq: &mut u32, scratch: *mut Scratch, payload: u32) -> bool {
     const LIMIT: u32 = (RECORD_PAYLOAD_MAX + TAIL) as u32;
     // SAFETY: a per-CPU map value longer than any record.
     unsafe {
         (*scratch).data.header.seq = *seq;
         *seq = seq.wrapping_add(1);
         let payload = copy::clamp(payload, LIMIT);
-        output((&raw const (*scratch).data).cast(), size_of::<Data>() as u64 + u64::from(payload));
+        output((&raw const (*scratch).data).cast(), size_of::<Data>() as u64 + u64::from(payload))
     }
 }
 
