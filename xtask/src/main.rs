@@ -6,6 +6,7 @@
 
 mod artifacts;
 mod build;
+mod demo;
 mod ebpf;
 mod initramfs;
 mod results;
@@ -42,6 +43,12 @@ enum Task {
     Build {
         #[arg(long)]
         release: bool,
+    },
+    /// Watch real services on this machine: installs, builds, starts, shows calls live, stops cleanly
+    Demo {
+        /// End by itself after so many seconds
+        #[arg(long, value_name = "N")]
+        seconds: Option<u64>,
     },
     /// Check everything that CI checks: format, lints, tidy, unit, property and kernel tests, one machine
     Test {
@@ -90,6 +97,7 @@ fn run(task: Task) -> Result<()> {
             println!("{}", build::agent(release)?.display());
             Ok(())
         }
+        Task::Demo { seconds } => demo::run(seconds),
         Task::Test { all } => test::run(all),
         Task::Vm { kernels, lockdown, test } => {
             let kernels = if kernels.is_empty() {
