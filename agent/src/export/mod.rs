@@ -41,7 +41,7 @@ pub trait Exporter: Send + 'static {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Delivery {
     pub exported: u64,
-    /// Left out on purpose: sampled out, or suppressed as a duplicate.
+    /// Left out on purpose: sampled out.
     pub filtered: u64,
     /// Given up after the last retry, or not written.
     pub failed: u64,

@@ -75,12 +75,8 @@ pub static KERNEL_RECORDS: Definition =
     counter("weir_kernel_records_total", "{record}", "Records received from the kernel.", &[]);
 pub static EXPORTED: Definition =
     counter("weir_exported_total", "{call}", "Calls that an exporter delivered.", &["exporter"]);
-pub static FILTERED: Definition = counter(
-    "weir_filtered_total",
-    "{call}",
-    "Calls that an exporter left out on purpose: sampled out or suppressed as duplicates.",
-    &["exporter"],
-);
+pub static FILTERED: Definition =
+    counter("weir_filtered_total", "{call}", "Calls that an exporter left out on purpose: sampled out.", &["exporter"]);
 pub static EVICTED: Definition =
     counter("weir_evicted_total", "{entry}", "Entries that a bounded table gave up.", &["table"]);
 pub static UNLINKED: Definition = counter(
