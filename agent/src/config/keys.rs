@@ -148,9 +148,7 @@ pub(super) const KEYS: &[KeySpec] = &[
     key("otlp.headers", Kind::Headers, "{}", "Header fields of every export request. Values are never shown.")
         .env("OTEL_EXPORTER_OTLP_HEADERS")
         .restart(),
-    key("otlp.timeout", TIMEOUT, "10s", "Longest wait for one export request, retries not counted.")
-        .env("OTEL_EXPORTER_OTLP_TIMEOUT")
-        .restart(),
+    key("otlp.timeout", TIMEOUT, "10s", "Longest wait for one attempt.").env("OTEL_EXPORTER_OTLP_TIMEOUT").restart(),
     key("otlp.compression", COMPRESSIONS, "none", "Compression of export requests.")
         .env("OTEL_EXPORTER_OTLP_COMPRESSION")
         .restart(),
@@ -173,16 +171,19 @@ pub(super) const KEYS: &[KeySpec] = &[
     key(
         "otlp.traces.queue",
         Kind::Count { min: 1, max: 1_000_000 },
-        "8192",
+        "16384",
         "Spans that wait for export; a full queue drops new ones and counts them.",
     )
     .env("OTEL_BSP_MAX_QUEUE_SIZE")
     .restart(),
-    key("otlp.traces.batch", Kind::Count { min: 1, max: 65_536 }, "512", "Most spans in one request.")
+    key("otlp.traces.batch", Kind::Count { min: 1, max: 65_536 }, "1024", "Most spans in one request.")
         .env("OTEL_BSP_MAX_EXPORT_BATCH_SIZE")
         .restart(),
     key("otlp.traces.delay", PERIOD, "1s", "Longest time a span waits for a batch to fill.")
         .env("OTEL_BSP_SCHEDULE_DELAY")
+        .restart(),
+    key("otlp.traces.batchTimeout", TIMEOUT, "30s", "Longest time for one request with its retries.")
+        .env("OTEL_BSP_EXPORT_TIMEOUT")
         .restart(),
     key("otlp.metrics.enabled", Kind::Bool, "true", "Export metrics to the endpoint.").restart(),
     key("otlp.metrics.endpoint", Kind::Url, "", "Endpoint of metrics, taken as it is. Unset: as `otlp.endpoint`.")
@@ -627,6 +628,10 @@ pub fn reference() -> String {
          | `OTEL_TRACES_EXPORTER` | `none`: no spans; `console`: as `export.console: true`; `otlp`: as configured |\n\
          | `OTEL_METRICS_EXPORTER` | `none`: no metrics over OTLP; `otlp`: as configured; `prometheus`: always there, \
          at `/metrics` |\n\
+         | `OTEL_EXPORTER_OTLP_CERTIFICATE`, `.._CLIENT_CERTIFICATE`, `.._CLIENT_KEY`, also per signal | PEM files: whom \
+         to trust, and the agent's own identity |\n\
+         | `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES` | in the agent's own environment: the resource of its own \
+         metrics; attributes of the host go on every service |\n\
          | `WEIR_OBSERVE=off` | in the environment of any process: it is not observed |\n\
          | `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES` | in the environment of any process: its `service.name` and \
          `service.namespace` |\n",

@@ -60,6 +60,8 @@ pub struct Otlp {
     pub batch: usize,
     /// Longest wait for a batch to fill.
     pub delay: Duration,
+    /// Longest time for one batch with its retries.
+    pub batch_timeout: Duration,
     /// Between exports of metrics.
     pub interval: Duration,
 }

@@ -192,13 +192,6 @@ impl Settings<'_> {
                 Err(message) => self.warnings.push(format!("{name}: {message}; ignored")),
             }
         }
-        for name in
-            ["OTEL_EXPORTER_OTLP_CERTIFICATE", "OTEL_EXPORTER_OTLP_CLIENT_KEY", "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"]
-        {
-            if env(name).is_some_and(|text| !text.is_empty()) {
-                self.warnings.push(format!("{name}: not supported; ignored"));
-            }
-        }
     }
 
     fn read_flags(&mut self, overrides: &Overrides) {
@@ -233,7 +226,12 @@ impl Settings<'_> {
         for text in &overrides.export {
             match text.split_once(':') {
                 None if text == "console" => self.read_flag("export.console", "--export", "true"),
-                Some(("jsonl", path)) => self.read_flag("export.jsonl", "--export", path),
+                Some(("jsonl", path)) if !path.is_empty() => {
+                    // Unlike in a file, a relative path is plain on a command line.
+                    if let Some(index) = index_of("export.jsonl") {
+                        self.set(index, Value::Text(path.to_owned()), None);
+                    }
+                }
                 _ => self.fail_flag("--export", "", format!("{text:?} is no exporter; write console or jsonl:PATH")),
             }
         }
@@ -257,9 +255,17 @@ impl Settings<'_> {
             let message = "the ring buffer is more than half of memoryLimit; make it smaller, or raise memoryLimit";
             self.fail_pair("capture.ringBuffer", "memoryLimit", message);
         }
-        if self.integer("otlp.traces.batch") > self.integer("otlp.traces.queue") {
-            let message = "a batch is larger than the queue and would never fill; make it smaller, or the queue larger";
-            self.fail_pair("otlp.traces.batch", "otlp.traces.queue", message);
+        if let Some((index, spec)) = index_of("otlp.traces.batch").and_then(|index| Some((index, KEYS.get(index)?)))
+            && self.integer("otlp.traces.batch") > self.integer("otlp.traces.queue")
+        {
+            if self.values.get(index) == Some(&default_of(spec)) {
+                // Nobody asked for that size.
+                self.set(index, self.value("otlp.traces.queue").clone(), None);
+            } else {
+                let message = "a batch is larger than the queue and would never fill; make it smaller, or the queue \
+                               larger";
+                self.fail_pair("otlp.traces.batch", "otlp.traces.queue", message);
+            }
         }
     }
 
@@ -352,6 +358,7 @@ impl Settings<'_> {
                 queue: self.size("otlp.traces.queue"),
                 batch: self.size("otlp.traces.batch"),
                 delay: self.duration("otlp.traces.delay"),
+                batch_timeout: self.duration("otlp.traces.batchTimeout"),
                 interval: self.duration("otlp.metrics.interval"),
             },
             export,

@@ -6,14 +6,23 @@ pub mod cgroup;
 pub mod cgroupfs;
 pub mod procfs;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::capture::ProcessSeen;
-use crate::model::{Timestamp, Workload};
+use crate::model::{Connection, ProcessRef, Timestamp, Workload};
 use cgroup::CgroupFacts;
 use cgroupfs::CgroupIndex;
 use procfs::{Absent, ProcessFacts, Procfs};
+
+/// Programs begun that are remembered, in case their process opens a connection and is gone by then.
+const STARTS_MAX: usize = 4096;
+
+/// Look-ups a second for programs that only began: a build begins thousands of compilers.
+const EAGER_PER_SECOND: u32 = 200;
+
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// What became of look-ups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +32,8 @@ pub struct EnrichCounts {
     pub gone: u64,
     /// The pid was another process already.
     pub reused: u64,
+    /// Programs that began and were not looked up, because too many began in that second.
+    pub deferred: u64,
 }
 
 /// Looks up processes.
@@ -30,7 +41,39 @@ pub struct EnrichCounts {
 pub struct Enricher {
     procfs: Procfs,
     cgroups: CgroupIndex,
+    starts: Starts,
+    /// The second in which eager look-ups are counted, and their number.
+    eager: (u64, u32),
     counts: EnrichCounts,
+}
+
+/// The programs begun most recently, by pid: two halves, so that forgetting the older half costs nothing.
+#[derive(Debug, Default)]
+struct Starts {
+    newer: HashMap<u32, Start>,
+    older: HashMap<u32, Start>,
+}
+
+#[derive(Clone, Debug)]
+struct Start {
+    process: ProcessRef,
+    filename: Option<Arc<str>>,
+    /// Facts read while the process was young.
+    workload: Option<Workload>,
+}
+
+impl Starts {
+    fn get(&self, process: ProcessRef) -> Option<&Start> {
+        let start = self.newer.get(&process.pid).or_else(|| self.older.get(&process.pid))?;
+        (start.process == process).then_some(start)
+    }
+
+    fn insert(&mut self, start: Start) {
+        if self.newer.len() >= STARTS_MAX / 2 {
+            self.older = std::mem::take(&mut self.newer);
+        }
+        self.newer.insert(start.process.pid, start);
+    }
 }
 
 impl Enricher {
@@ -38,16 +81,60 @@ impl Enricher {
     pub fn new(proc: &Path) -> Self {
         let procfs = Procfs::new(proc);
         let mount = procfs.mountinfo().and_then(|text| cgroupfs::find_mount(&text));
-        Self { procfs, cgroups: CgroupIndex::new(mount), counts: EnrichCounts::default() }
+        Self {
+            procfs,
+            cgroups: CgroupIndex::new(mount),
+            starts: Starts::default(),
+            eager: (0, 0),
+            counts: EnrichCounts::default(),
+        }
     }
 
     pub const fn counts(&self) -> EnrichCounts {
         self.counts
     }
 
-    /// What can be known of a process now. Costs about seven reads of `/proc`.
-    pub fn workload(&mut self, seen: &ProcessSeen, now: Timestamp) -> Workload {
+    /// A process was seen. `Some` are facts to keep: it has a connection, or (`known`) had one before it began this
+    /// program. A program that merely began is remembered here, for the case that it is gone when it connects.
+    pub fn on_process(&mut self, seen: &ProcessSeen, known: bool, now: Timestamp) -> Option<Workload> {
+        let begun = seen.filename.is_some();
+        if !begun || known {
+            return Some(self.workload(seen, now));
+        }
+        let workload = if self.may_look_up_eagerly(now) {
+            Some(self.workload(seen, now))
+        } else {
+            self.counts.deferred += 1;
+            None
+        };
+        self.starts.insert(Start { process: seen.process, filename: seen.filename.clone(), workload });
+        None
+    }
+
+    /// Facts of the process behind a connection, when nothing else told of it.
+    pub fn of_connection(&mut self, connection: &Connection, now: Timestamp) -> Workload {
+        let seen = ProcessSeen {
+            process: connection.process,
+            comm: Arc::clone(&connection.comm),
+            cgroup: connection.cgroup,
+            filename: None,
+        };
+        self.workload(&seen, now)
+    }
+
+    fn may_look_up_eagerly(&mut self, now: Timestamp) -> bool {
+        let second = now.0 / SECOND_NS;
+        if self.eager.0 != second {
+            self.eager = (second, 0);
+        }
+        self.eager.1 += 1;
+        self.eager.1 <= EAGER_PER_SECOND
+    }
+
+    /// What can be known of a process now, or could be when its program began.
+    fn workload(&mut self, seen: &ProcessSeen, now: Timestamp) -> Workload {
         self.counts.lookups += 1;
+        let start = self.starts.get(seen.process);
         let facts = match self.procfs.facts(seen.process) {
             Ok(facts) => facts,
             Err(absent) => {
@@ -55,22 +142,28 @@ impl Enricher {
                     Absent::Gone => self.counts.gone += 1,
                     Absent::Reused => self.counts.reused += 1,
                 }
+                if seen.filename.is_none()
+                    && let Some(workload) = start.and_then(|start| start.workload.clone())
+                {
+                    return workload;
+                }
                 ProcessFacts::default()
             }
         };
+        let filename = seen.filename.clone().or_else(|| start.and_then(|start| start.filename.clone()));
         let cgroup = match &facts.cgroup {
             Some(text) => cgroup::parse(text),
             None => self.cgroups.path(seen.cgroup, now).map(cgroup::of_path).unwrap_or_default(),
         };
-        join(seen, facts, cgroup)
+        join(seen, filename.as_deref(), facts, cgroup)
     }
 }
 
 /// One workload from the kernel's record and what the file systems said.
-fn join(seen: &ProcessSeen, facts: ProcessFacts, cgroup: CgroupFacts) -> Workload {
+fn join(seen: &ProcessSeen, filename: Option<&str>, facts: ProcessFacts, cgroup: CgroupFacts) -> Workload {
     let command = facts.command.map(Arc::from).or_else(|| (!seen.comm.is_empty()).then(|| Arc::clone(&seen.comm)));
     // `execve` of an open descriptor names it so; the command name is better.
-    let started = seen.filename.as_deref().filter(|name| !name.is_empty() && !name.starts_with("/dev/fd/"));
+    let started = filename.filter(|name| !name.is_empty() && !name.starts_with("/dev/fd/"));
     let path = facts.executable_path.as_deref().or(started);
     let name = path.and_then(base_name).map(Arc::from).or_else(|| command.clone());
     Workload {
@@ -133,7 +226,7 @@ mod tests {
         assert_eq!(workload.service_name.as_deref(), Some("shop"));
         assert_eq!(workload.service_namespace.as_deref(), Some("eu"));
         assert_eq!(workload.executable_name.as_deref(), Some("python3.11"));
-        assert_eq!(enricher.counts(), EnrichCounts { lookups: 2, gone: 0, reused: 0 });
+        assert_eq!(enricher.counts(), EnrichCounts { lookups: 2, ..EnrichCounts::default() });
     }
 
     #[test]
@@ -165,6 +258,46 @@ mod tests {
         let workload = enricher.workload(&seen(7, 500_000_000, "curl", Some("/usr/bin/curl")), NOW);
         assert_eq!(workload.service_name.as_deref(), Some("curl"));
         assert_eq!(enricher.counts().reused, 1);
+    }
+
+    #[test]
+    fn a_short_lived_process_keeps_what_was_read_when_it_began() {
+        let (root, directory) = fixture(7, 100);
+        symlink("/usr/bin/curl", directory.join("exe")).unwrap();
+        fs::write(directory.join("environ"), "OTEL_SERVICE_NAME=probe\0").unwrap();
+        let mut enricher = Enricher::new(root.path());
+        assert_eq!(enricher.on_process(&seen(7, 1_000_000_000, "sh", Some("curl")), false, NOW), None);
+        fs::remove_dir_all(&directory).unwrap();
+        let workload = enricher.on_process(&seen(7, 1_000_000_000, "curl", None), false, NOW).unwrap();
+        assert_eq!(workload.service_name.as_deref(), Some("probe"));
+        assert_eq!(workload.executable_path.as_deref(), Some("/usr/bin/curl"));
+        let other = enricher.on_process(&seen(7, 2_000_000_000, "wget", None), false, NOW).unwrap();
+        assert_eq!(other.service_name.as_deref(), Some("wget"), "another process with that pid");
+    }
+
+    #[test]
+    fn a_known_process_that_begins_a_program_is_looked_up_at_once() {
+        let (root, directory) = fixture(7, 100);
+        symlink("/usr/bin/java", directory.join("exe")).unwrap();
+        let workload = Enricher::new(root.path()).on_process(&seen(7, 0, "java", Some("java")), true, NOW);
+        assert_eq!(workload.and_then(|workload| workload.executable_name).as_deref(), Some("java"));
+    }
+
+    #[test]
+    fn a_storm_of_programs_is_remembered_by_name_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let mut enricher = Enricher::new(root.path());
+        for pid in 1..=10_000 {
+            enricher.on_process(&seen(pid, 5, "sh", Some("/usr/bin/cc")), false, NOW);
+        }
+        assert_eq!(enricher.counts().lookups, u64::from(EAGER_PER_SECOND));
+        assert_eq!(enricher.counts().deferred, 10_000 - u64::from(EAGER_PER_SECOND));
+        assert!(enricher.starts.newer.len() + enricher.starts.older.len() <= STARTS_MAX);
+        let last = enricher.on_process(&seen(10_000, 5, "cc", None), false, NOW).unwrap();
+        assert_eq!(last.executable_path.as_deref(), Some("/usr/bin/cc"));
+        let later = Timestamp(NOW.0 + SECOND_NS);
+        enricher.on_process(&seen(1, 5, "sh", Some("/usr/bin/cc")), false, later);
+        assert_eq!(enricher.counts().deferred, 10_000 - u64::from(EAGER_PER_SECOND), "a new second, a new allowance");
     }
 
     #[test]
