@@ -628,8 +628,8 @@ pub fn reference() -> String {
          | `OTEL_TRACES_EXPORTER` | `none`: no spans; `console`: as `export.console: true`; `otlp`: as configured |\n\
          | `OTEL_METRICS_EXPORTER` | `none`: no metrics over OTLP; `otlp`: as configured; `prometheus`: always there, \
          at `/metrics` |\n\
-         | `OTEL_EXPORTER_OTLP_CERTIFICATE`, `.._CLIENT_CERTIFICATE`, `.._CLIENT_KEY`, also per signal | PEM files: whom \
-         to trust, and the agent's own identity |\n\
+         | `OTEL_EXPORTER_OTLP_CERTIFICATE`, `.._CLIENT_CERTIFICATE`, `.._CLIENT_KEY`, also per signal | PEM files: \
+         whom to trust, and the agent's own identity |\n\
          | `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES` | in the agent's own environment: the resource of its own \
          metrics; attributes of the host go on every service |\n\
          | `WEIR_OBSERVE=off` | in the environment of any process: it is not observed |\n\

@@ -773,7 +773,7 @@ mod tests {
 
         #[test]
         fn any_likely_path_gives_a_bounded_template_that_maps_to_itself(
-            path in "(/([a-z]{1,8}s?|[0-9]{1,6}|[\\w-]{6,44}|\\{[a-z_]{1,6}\\}|%[0-9A-F]{2}|\\.\\.|[a-z0-9]{8}\\.json)){1,24}/?"
+            path in "(/([a-z]{1,8}s?|[0-9]{1,6}|[\\w-]{6,44}|\\{[a-z_]{1,6}\\}|%[0-9A-F]{2}|\\.\\.|[a-z0-9]{8}\\.js)){1,24}/?"
         ) {
             check_bounds(&path);
         }
