@@ -146,6 +146,21 @@ fn request_line(line: &[u8]) -> Option<(&[u8], &[u8], Version)> {
     shaped.then_some((method, target, version))
 }
 
+/// Whether `more` continues the start-line that `cut` begins, rather than beginning one of its own.
+pub(super) fn continues_line(cut: &[u8], more: &[u8]) -> bool {
+    if memchr::memchr(b'\n', cut).is_some() {
+        return true;
+    }
+    let more = more.split_inclusive(|&byte| byte == b'\n').next().unwrap_or_default();
+    let line: Vec<u8> = [cut, more].concat();
+    match looks_like_start(&line) {
+        // Two start-lines in one have more words.
+        Start::Request => line.split(|&byte| byte == b' ').filter(|word| !word.is_empty()).count() == 3,
+        Start::Response | Start::Partial => true,
+        Start::No => false,
+    }
+}
+
 /// Length of the head at the front of `bytes`, its empty line included. `scanned` bytes are known to hold no end.
 pub(super) fn head_end(bytes: &[u8], scanned: usize) -> Option<usize> {
     let from = scanned.saturating_sub(3);

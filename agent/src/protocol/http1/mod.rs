@@ -22,8 +22,6 @@ pub use self::head::{Start, looks_like_start};
 use super::{Done, End, Event, Limits, Operation, Protocol, RequestHead, Segment};
 use crate::model::{Body, Direction, Headers, Incomplete, Outcome, Request, Response, Timestamp, Timing, Version};
 
-/// Longest piece that is copied from an operation's end after a gap.
-const TAIL_BYTES: usize = 8;
 /// Shortest request there can be (`GET / HTTP/1.0`, two bare line feeds): less cannot hide a whole one.
 const SHORTEST_REQUEST: u64 = 16;
 /// A head that came in pieces leaves its buffer for the next one, up to this size.
@@ -282,9 +280,8 @@ impl Connection {
         out: &mut Vec<Event>,
     ) {
         let stream = self.stream(direction);
-        let tail = bytes.len() <= TAIL_BYTES && stream.after_gap == Some(operation);
+        let mut at_start = stream.after_gap != Some(operation);
         stream.after_gap = None;
-        let mut at_start = !tail;
         if at_start && matches!(stream.state, State::Content { .. }) {
             self.cut_content(direction, bytes, operation, out);
         }
@@ -444,11 +441,19 @@ impl Connection {
         out: &mut Vec<Event>,
     ) -> usize {
         let stream = self.stream(direction);
+        if matches!(stream.state, State::Seek)
+            && at_start
+            && matches!(looks_like_start(bytes), Start::Request | Start::Response)
+            && !head::continues_line(&stream.buffer, bytes)
+        {
+            // What was kept was content that could have become a start-line.
+            stream.buffer.clear();
+        }
         if !stream.buffer.is_empty() {
             return self.on_head_piece(direction, bytes, begun.operation, out);
         }
         if !at_start && matches!(stream.state, State::Seek) {
-            self.pass(direction, begun.operation);
+            self.pass(direction, Incomplete::ResponseHeadGap, begun.operation, out);
             return bytes.len();
         }
         // RFC 9112 section 2.2: empty lines before a request-line are ignored.
@@ -574,10 +579,11 @@ impl Connection {
         operation: Operation,
         out: &mut Vec<Event>,
     ) {
-        if head.len() > self.limits.head_bytes {
+        let most = self.limits.head_bytes;
+        if head.len() > most {
             let stream = self.stream(direction);
             stream.begun = begun;
-            stream.buffer = head.to_vec();
+            stream.buffer = head.get(..most).unwrap_or_default().to_vec();
             self.head_too_long(direction, operation, out);
             return;
         }
@@ -638,6 +644,8 @@ impl Connection {
             return false;
         }
         self.give_up_all(Incomplete::JoinedMidExchange, operation, out);
+        self.unknown = None;
+        self.probation = Some(Incomplete::JoinedMidExchange);
         self.requests = None;
         self.stream(direction.opposite()).lose();
         self.stream(direction).buffer.is_empty()
@@ -654,12 +662,12 @@ impl Connection {
         } else if in_step && self.requests.is_some() {
             self.lose_response_head(None, Incomplete::Malformed, operation, out);
         } else {
-            self.pass(direction, operation);
+            self.pass(direction, Incomplete::Malformed, operation, out);
         }
     }
 
     /// Bytes or a gap went by while not in step.
-    fn pass(&mut self, direction: Direction, operation: Operation) {
+    fn pass(&mut self, direction: Direction, reason: Incomplete, operation: Operation, out: &mut Vec<Event>) {
         if self.requests == Some(direction) {
             if let Some(unknown) = &self.unknown
                 && !unknown.turned
@@ -668,10 +676,9 @@ impl Connection {
             {
                 self.pipelined = true;
             }
-        } else {
-            if let Some(unknown) = &mut self.unknown {
-                unknown.turned = true;
-            }
+        } else if self.requests.is_some() {
+            // Of a response that is awaited: the client began its request after all others had ended.
+            self.lose_response_head(None, reason, operation, out);
             if let Some(entry) = self.known.front_mut().filter(|entry| entry.phase == Phase::Lost) {
                 entry.touch(false, operation.time);
             }
@@ -723,7 +730,7 @@ impl Connection {
             if in_step {
                 self.lose_response_head(response.map(|head| head.message), reason, operation, out);
             } else {
-                self.pass(direction, operation);
+                self.pass(direction, reason, operation, out);
             }
             return;
         }
@@ -732,7 +739,7 @@ impl Connection {
         let may_continue = lead.as_ref().is_some_and(|lead| !matches!(lead.method, Method::Get | Method::Head));
         match lead {
             Some(lead) => self.on_cut_request(direction, lead, reason, begun, operation, out),
-            None if !in_step => self.pass(direction, operation),
+            None if !in_step => self.pass(direction, reason, operation, out),
             None => {}
         }
         if in_step {
@@ -909,17 +916,19 @@ impl Connection {
                 exports_otlp: lead.exports_otlp,
             }));
         }
+        let content = Content::new(framing);
+        if content.is_none() {
+            entry.end_request(framing != Framing::Unknown, operation.time);
+        }
         self.place(entry, paired, operation, out);
-        if let Some(content) = Content::new(framing) {
+        if let Some(content) = content {
             self.stream(direction).state = State::Content { content, loose: false };
         } else if framing == Framing::Unknown {
             self.stream(direction).state = State::Seek;
-            self.end_request(false, operation.time, out);
             let unknown = Unknown { may_continue: true, ..Unknown::new(Incomplete::Malformed, operation) };
             self.unknown.get_or_insert(unknown);
         } else {
             self.stream(direction).state = State::Start;
-            self.end_request(true, operation.time, out);
         }
     }
 
@@ -994,7 +1003,8 @@ impl Connection {
         } else {
             // A server may answer before a request is whole (408), or answer bytes that are none (400). Or two
             // threads of the client raced, and the request is still to be told of: hence the probation.
-            let request_seen = self.next > 0 || !self.stream(direction.opposite()).buffer.is_empty();
+            let cut = looks_like_start(&self.stream(direction.opposite()).buffer) == Start::Request;
+            let request_seen = self.next > 0 || cut;
             let reason = if request_seen { Incomplete::Malformed } else { Incomplete::JoinedMidExchange };
             self.probation = Some(reason);
             reason
@@ -1043,11 +1053,7 @@ impl Connection {
         let Some(entry) = self.known.iter_mut().rev().find(|entry| entry.request_open) else {
             return;
         };
-        entry.request_open = false;
-        entry.finish_body(true, seen);
-        if let Some(done) = entry.done.as_mut().filter(|_| seen) {
-            done.timing.request_end = Some(time);
-        }
+        entry.end_request(seen, time);
         self.report_finished(out);
     }
 
@@ -1121,6 +1127,14 @@ impl Entry {
         self.last = time;
         if let Some(done) = self.done.as_mut().filter(|_| !of_request) {
             done.timing.end = time;
+        }
+    }
+
+    fn end_request(&mut self, seen: bool, time: Timestamp) {
+        self.request_open = false;
+        self.finish_body(true, seen);
+        if let Some(done) = self.done.as_mut().filter(|_| seen) {
+            done.timing.request_end = Some(time);
         }
     }
 
