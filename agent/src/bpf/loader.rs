@@ -15,6 +15,7 @@ use aya::{Btf, Ebpf, EbpfLoader};
 use super::features::Features;
 use super::object::object;
 use super::plan::{Plan, Program};
+use super::ring::Ring;
 
 /// What became of one program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +46,7 @@ pub struct Settings {
 }
 
 /// Load and attach. Fails when a required program does; optional failures are in [`Attached::attachments`].
-pub fn attach(features: &Features, plan: &Plan, settings: Settings) -> Result<(Attached, RingBuf<MapData>)> {
+pub fn attach(features: &Features, plan: &Plan, settings: Settings) -> Result<(Attached, Ring)> {
     let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
     let own_pid = std::process::id();
     let probe_read_kernel = u32::from(features.probe_read_kernel);
@@ -67,7 +68,7 @@ pub fn attach(features: &Features, plan: &Plan, settings: Settings) -> Result<(A
     config.set(0, settings.config, 0).context("cannot write the kernel configuration")?;
     let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)?;
     let muted = HashMap::try_from(take(&mut ebpf, "MUTED")?)?;
-    let ring = RingBuf::try_from(take(&mut ebpf, "RECORDS")?)?;
+    let ring = Ring(RingBuf::try_from(take(&mut ebpf, "RECORDS")?)?);
 
     let mut attachments = Vec::new();
     for program in &plan.programs {

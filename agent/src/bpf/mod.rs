@@ -6,7 +6,9 @@ pub mod features;
 pub mod loader;
 pub mod object;
 pub mod plan;
+pub mod ring;
 
 pub use features::{Features, detect};
 pub use loader::{Attached, Attachment, Settings, attach};
+pub use ring::Ring;
 pub use plan::{Plan, Refused, SocketBackend, Wanted, plan};

@@ -103,7 +103,8 @@ impl Counters {
 pub struct ExportHandle {
     name: &'static str,
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
+    /// `None` once closed.
+    task: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -145,7 +146,9 @@ pub fn spawn<E: Exporter>(exporter: E, bounds: Queue) -> ExportHandle {
         arrived: Notify::new(),
         full: Notify::new(),
     });
-    ExportHandle { name: exporter.name(), task: tokio::spawn(run(exporter, Arc::clone(&shared))), shared }
+    let name = exporter.name();
+    let task = tokio::spawn(run(exporter, Arc::clone(&shared)));
+    ExportHandle { name, task: Mutex::new(Some(task)), shared }
 }
 
 async fn run<E: Exporter>(mut exporter: E, shared: Arc<Shared>) {
@@ -193,6 +196,10 @@ impl ExportHandle {
     pub fn offer(&self, report: Arc<CallReport>) -> bool {
         let shared = &*self.shared;
         shared.counters.offered.fetch_add(1, Ordering::Relaxed);
+        if shared.closed.load(Ordering::Acquire) {
+            shared.counters.shutdown.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
         let mut waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() >= shared.bounds.len {
             drop(waiting);
@@ -211,15 +218,17 @@ impl ExportHandle {
         true
     }
 
-    /// Drains the queue for at most `limit`; what is left then is counted as lost to `shutdown`.
-    pub async fn shutdown(mut self, limit: Duration) {
+    /// Drains the queue for at most `limit`; what is left then, and what is offered later, is counted as lost to
+    /// `shutdown`. A second call does nothing.
+    pub async fn shutdown(&self, limit: Duration) {
+        let Some(mut task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         self.shared.closed.store(true, Ordering::Release);
         self.shared.arrived.notify_one();
         self.shared.full.notify_one();
-        if timeout(limit, &mut self.task).await.is_err() {
-            self.task.abort();
+        if timeout(limit, &mut task).await.is_err() {
+            task.abort();
             // Aborting ends the task at its next wait; only then are the counts final.
-            if let Err(error) = (&mut self.task).await
+            if let Err(error) = (&mut task).await
                 && error.is_panic()
             {
                 tracing::error!(exporter = self.name, "exporter panicked");

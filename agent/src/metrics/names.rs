@@ -73,6 +73,8 @@ pub static LOST: Definition = counter(
 );
 pub static KERNEL_RECORDS: Definition =
     counter("weir_kernel_records_total", "{record}", "Records received from the kernel.", &[]);
+pub static KERNEL: Definition =
+    counter("weir_kernel_total", "1", "What the kernel programs counted, in the unit of its kind.", &["kind"]);
 pub static EXPORTED: Definition =
     counter("weir_exported_total", "{call}", "Calls that an exporter delivered.", &["exporter"]);
 pub static FILTERED: Definition =
@@ -100,7 +102,7 @@ pub static QUEUE: Definition = gauge("weir_queue_length", "{item}", "Items waiti
 pub static TABLE: Definition = gauge("weir_table_entries", "{entry}", "Entries in a bounded table.", &["table"]);
 
 /// All of them.
-pub static ALL: [&Definition; 21] = [
+pub static ALL: [&Definition; 22] = [
     &SERVER_DURATION,
     &CLIENT_DURATION,
     &SERVER_REQUEST_SIZE,
@@ -111,6 +113,7 @@ pub static ALL: [&Definition; 21] = [
     &INCOMPLETE,
     &LOST,
     &KERNEL_RECORDS,
+    &KERNEL,
     &EXPORTED,
     &FILTERED,
     &EVICTED,

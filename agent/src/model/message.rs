@@ -40,7 +40,6 @@ pub struct Body {
     pub complete: bool,
 }
 
-
 /// A request as it was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {

@@ -1,0 +1,543 @@
+//! The first half of the core: kernel events and time in, exchanges out. Pure and synchronous; never panics on any
+//! input; every table is bounded, and what does not fit is counted.
+
+use std::sync::Arc;
+
+use hashlink::LruCache;
+use rustc_hash::{FxBuildHasher, FxHashMap};
+
+use crate::conn::{Conn, OpenExchange, Stream, Table};
+use crate::event::{Close, Comm, Data, Exec, FirstBytes, KernelEvent, Open};
+use crate::model::{
+    ConnId, Connection, Direction, Exchange, Incomplete, ProcessRef, Role, SocketAddress, Timestamp, Transport,
+};
+use crate::protocol::{self, Done, End, Event, Limits, Operation, Protocol, RequestHead, Segment};
+use crate::trace::{Link, Thread, Traceparent, Tracer};
+
+/// Processes of which the assess half was told.
+const ANNOUNCED: usize = 16_384;
+/// Command names shared; a machine has a few hundred.
+const COMMS: usize = 4_096;
+/// Bytes that a parser may make nothing of before its connection is taken for something else.
+const FRUITLESS: u64 = 256 * 1024;
+
+/// What the core is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub limits: Limits,
+    /// Connections followed at most.
+    pub max_connections: usize,
+    /// Makes trace ids differ between runs.
+    pub seed: u64,
+    /// A connection without records for this long, and without an open exchange, is forgotten.
+    pub idle_timeout_ns: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            max_connections: 65_536,
+            seed: 0,
+            idle_timeout_ns: 3_600_000_000_000,
+        }
+    }
+}
+
+/// What leaves the core.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Output {
+    /// A process appeared, or began a new program: its facts are wanted.
+    Process(ProcessSeen),
+    Exchange(Box<Exchange>),
+    /// The process exports OTLP spans itself.
+    SelfInstrumented(ProcessRef),
+}
+
+/// A process as the kernel told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessSeen {
+    pub process: ProcessRef,
+    pub comm: Arc<str>,
+    /// Inode of the cgroup v2 directory; 0 when not known.
+    pub cgroup: u64,
+    /// As given to `execve`, when the start of the program was seen.
+    pub filename: Option<Arc<str>>,
+}
+
+/// What happened, in numbers since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Exchanges put out.
+    pub exchanges: u64,
+    /// Of these, incomplete ones by [`Incomplete::ALL`].
+    pub incomplete: [u64; Incomplete::ALL.len()],
+    /// Exchanges put out without their request.
+    pub without_request: u64,
+    /// Kernel records that did not arrive, by their sequence numbers.
+    pub records_lost: u64,
+    /// Bytes of followed connections that went by unseen, by their positions.
+    pub gap_bytes: u64,
+    /// Operations that overlap what was seen: two threads used one direction at once.
+    pub overlaps: u64,
+    /// Connections whose description was lost.
+    pub orphans: u64,
+    pub connections: u64,
+    pub connections_evicted: u64,
+    /// Exchanges cut short by that.
+    pub exchanges_evicted: u64,
+    /// Connections whose bytes were not HTTP after all.
+    pub not_http: u64,
+    /// Connections that speak HTTP/2 or TLS, which this version cannot read: blind spots.
+    pub blind_http2: u64,
+    pub blind_tls: u64,
+    /// Spans by how they were linked.
+    pub linked_header: u64,
+    pub linked_connection: u64,
+    pub linked_thread: u64,
+    pub linked_ambiguous: u64,
+    pub roots: u64,
+    /// Entries given up by the tracer's tables.
+    pub tracer_evicted: u64,
+}
+
+/// The core.
+pub struct Capture {
+    settings: Settings,
+    table: Table,
+    tracer: Tracer,
+    announced: LruCache<ProcessRef, (), FxBuildHasher>,
+    comms: FxHashMap<Comm, Arc<str>>,
+    counts: Counts,
+    /// Kept to save its allocation.
+    events: Vec<Event>,
+    memory: usize,
+}
+
+impl Capture {
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            table: Table::new(settings.max_connections),
+            tracer: Tracer::new(settings.seed),
+            announced: LruCache::with_hasher(ANNOUNCED, FxBuildHasher),
+            comms: FxHashMap::default(),
+            counts: Counts::default(),
+            events: Vec::new(),
+            memory: 0,
+        }
+    }
+
+    pub const fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Connections followed now.
+    pub fn connections(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Bytes held, about, as of the last tick.
+    pub const fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// Take one record.
+    pub fn on_event(&mut self, event: KernelEvent<'_>, out: &mut Vec<Output>) {
+        match event {
+            KernelEvent::Data(data) => self.on_data(&data, out),
+            KernelEvent::Open(open) => self.on_open(open, out),
+            KernelEvent::Close(close) => self.on_close(&close, out),
+            KernelEvent::Exec(exec) => self.on_exec(exec, out),
+        }
+    }
+
+    /// Give up what waited too long. Called about once a second.
+    pub fn on_tick(&mut self, now: Timestamp, out: &mut Vec<Output>) {
+        let Self { table, tracer, counts, events, .. } = self;
+        let mut memory = 0;
+        for (_, conn) in table.iter_mut() {
+            if let Some(parser) = &mut conn.parser {
+                parser.on_tick(now, events);
+            }
+            if !events.is_empty() {
+                settle(conn, None, tracer, counts, events, out);
+            }
+            memory += conn.memory();
+        }
+        while let Some(last) = self.table.oldest() {
+            let idle = now.since(last) > self.settings.idle_timeout_ns;
+            if !idle || !self.evict_oldest(out) {
+                break;
+            }
+        }
+        self.memory = memory + self.tracer.memory() + self.announced.len() * 64 + self.comms.len() * 96;
+        self.counts.tracer_evicted = self.tracer.evicted;
+    }
+
+    /// Give memory back until about `target` bytes are held: the connections idle for longest go. With 0, all; their
+    /// open exchanges are put out as they stand.
+    pub fn shrink(&mut self, target: usize, out: &mut Vec<Output>) {
+        let mut memory: usize = self.table.iter().map(|(_, conn)| conn.memory()).sum();
+        while memory > target {
+            let Some((_, conn)) = self.table.pop_oldest() else { break };
+            memory = memory.saturating_sub(conn.memory());
+            self.give_up(conn, out);
+        }
+        self.memory = memory;
+    }
+
+    /// Drop a connection without a word: its parser cannot be trusted any more.
+    pub fn forget(&mut self, id: ConnId) {
+        self.events.clear();
+        if let Some(conn) = self.table.remove(id) {
+            self.counts.exchanges_evicted += conn.open.len() as u64;
+            for open in &conn.open {
+                end_open(&mut self.tracer, open);
+            }
+        }
+    }
+
+    /// Tell of every process again when it is next seen: what was told got lost.
+    pub fn announce_again(&mut self) {
+        self.announced.clear();
+    }
+
+    fn on_open(&mut self, open: Open, out: &mut Vec<Output>) {
+        let comm = self.comm(open.comm);
+        match open.protocol {
+            FirstBytes::Http1 | FirstBytes::Unknown => {}
+            FirstBytes::Http2 => {
+                self.counts.blind_http2 += 1;
+                return;
+            }
+            FirstBytes::Tls => {
+                self.counts.blind_tls += 1;
+                return;
+            }
+            FirstBytes::Other => return,
+        }
+        self.announce(open.process, &comm, open.cgroup, None, out);
+        let info = Arc::new(Connection {
+            id: open.conn,
+            transport: open.transport,
+            local: open.local,
+            remote: open.remote,
+            backend: open.backend,
+            tls: false,
+            process: open.process,
+            comm,
+            cgroup: open.cgroup,
+            uid: open.uid,
+            netns: open.netns,
+            first_seen: open.time,
+        });
+        self.table.index(open.conn, &info);
+        if let Some(conn) = self.table.touch(open.conn) {
+            conn.info = info;
+            conn.mirror = None;
+        } else {
+            self.insert(info, false, out);
+        }
+    }
+
+    fn on_data(&mut self, data: &Data<'_>, out: &mut Vec<Output>) {
+        if self.table.touch(data.conn).is_none() {
+            self.counts.orphans += 1;
+            let info = Arc::new(Connection {
+                id: data.conn,
+                transport: Transport::Tcp,
+                local: SocketAddress::Unknown,
+                remote: SocketAddress::Unknown,
+                backend: data.backend,
+                tls: false,
+                process: ProcessRef { pid: data.pid, start_ns: 0 },
+                comm: self.comm(Comm::default()),
+                cgroup: 0,
+                uid: 0,
+                netns: 0,
+                first_seen: data.time,
+            });
+            self.insert(info, true, out);
+        }
+        let Self { table, tracer, counts, events, .. } = self;
+        let Some(conn) = table.touch(data.conn) else { return };
+        conn.last = data.time;
+        feed(conn, data, counts, events);
+        if events.is_empty() {
+            conn.fruitless = conn.fruitless.saturating_add(u64::from(data.len));
+            if conn.fruitless > FRUITLESS && conn.open.is_empty() && conn.parser.as_ref().is_some_and(|p| p.is_idle()) {
+                conn.parser = None;
+                counts.not_http += 1;
+            }
+            return;
+        }
+        conn.fruitless = 0;
+        let mirror = mirror_requests(table, data.conn, events);
+        if let Some(conn) = table.touch(data.conn) {
+            settle(conn, mirror, tracer, counts, events, out);
+        }
+    }
+
+    fn on_close(&mut self, close: &Close, out: &mut Vec<Output>) {
+        let Self { table, tracer, counts, events, .. } = self;
+        let Some(conn) = table.touch(close.conn) else { return };
+        conn.last = close.time;
+        if let Some(parser) = &mut conn.parser {
+            if close.reset {
+                parser.on_end(End::Reset, close.time, events);
+            } else if close.receive && close.send {
+                parser.on_end(End::Closed, close.time, events);
+            } else if close.receive {
+                parser.on_end(End::Direction(Direction::Receive), close.time, events);
+            } else if close.send {
+                parser.on_end(End::Direction(Direction::Send), close.time, events);
+            }
+        }
+        settle(conn, None, tracer, counts, events, out);
+        if close.reset || (close.receive && close.send) {
+            self.table.remove(close.conn);
+        }
+    }
+
+    fn on_exec(&mut self, exec: Exec, out: &mut Vec<Output>) {
+        let comm = self.comm(exec.comm);
+        self.announced.remove(&exec.process);
+        self.announce(exec.process, &comm, exec.cgroup, Some(Arc::from(exec.filename)), out);
+    }
+
+    fn announce(
+        &mut self,
+        process: ProcessRef,
+        comm: &Arc<str>,
+        cgroup: u64,
+        filename: Option<Arc<str>>,
+        out: &mut Vec<Output>,
+    ) {
+        if self.announced.insert(process, ()).is_none() {
+            out.push(Output::Process(ProcessSeen { process, comm: Arc::clone(comm), cgroup, filename }));
+        }
+    }
+
+    fn comm(&mut self, comm: Comm) -> Arc<str> {
+        if let Some(known) = self.comms.get(&comm) {
+            return Arc::clone(known);
+        }
+        if self.comms.len() >= COMMS {
+            self.comms.clear();
+        }
+        let text: Arc<str> = comm.to_text().into();
+        self.comms.insert(comm, Arc::clone(&text));
+        text
+    }
+
+    fn insert(&mut self, info: Arc<Connection>, orphan: bool, out: &mut Vec<Output>) {
+        while self.table.is_full() && self.evict_oldest(out) {}
+        self.counts.connections += 1;
+        let (id, last) = (info.id, info.first_seen);
+        let parser: Box<dyn Protocol> = Box::new(protocol::http1::Connection::new(self.settings.limits));
+        self.table.insert(
+            id,
+            Conn {
+                info,
+                parser: Some(parser),
+                receive: Stream::default(),
+                send: Stream::default(),
+                open: Vec::new(),
+                fruitless: 0,
+                last,
+                orphan,
+                mirror: None,
+            },
+        );
+    }
+
+    fn evict_oldest(&mut self, out: &mut Vec<Output>) -> bool {
+        let Some((_, conn)) = self.table.pop_oldest() else { return false };
+        self.give_up(conn, out);
+        true
+    }
+
+    /// A connection leaves the table early: its open exchanges are put out as they stand.
+    fn give_up(&mut self, mut conn: Conn, out: &mut Vec<Output>) {
+        self.counts.connections_evicted += 1;
+        self.counts.exchanges_evicted += conn.open.len() as u64;
+        let last = conn.last;
+        if let Some(parser) = &mut conn.parser {
+            parser.on_end(End::Closed, last, &mut self.events);
+        }
+        for event in &mut self.events {
+            if let Event::Done(done) = event {
+                done.incomplete.get_or_insert(Incomplete::Abandoned);
+            }
+        }
+        settle(&mut conn, None, &mut self.tracer, &mut self.counts, &mut self.events, out);
+        for open in &conn.open {
+            end_open(&mut self.tracer, open);
+        }
+    }
+}
+
+/// Give one record's bytes to the parser, with what is missing before them as a gap.
+fn feed(conn: &mut Conn, data: &Data<'_>, counts: &mut Counts, events: &mut Vec<Event>) {
+    let orphan = conn.orphan;
+    let stream = conn.stream(data.direction);
+    let missing = match stream.seq {
+        Some(expected) => data.seq.wrapping_sub(expected),
+        // The first record there is has number 0, unless we came late to it.
+        None if orphan => 0,
+        None => data.seq,
+    };
+    let first = stream.seq.is_none();
+    stream.seq = Some(data.seq.wrapping_add(1));
+    let expected = if first { data.position } else { stream.end };
+    stream.end = data.position.wrapping_add(u64::from(data.len));
+    let Some(parser) = &mut conn.parser else { return };
+    // A number below the expected one is two threads in one direction, not four thousand million lost records.
+    if missing > 0 && missing < u32::MAX / 2 {
+        counts.records_lost += u64::from(missing);
+        parser.on_loss(data.time, events);
+    }
+    let operation = Operation { time: data.time, pid: data.pid, tid: data.tid };
+    let direction = data.direction;
+    if let Some(ahead) = data.position.checked_sub(expected) {
+        if ahead > 0 {
+            counts.gap_bytes = counts.gap_bytes.saturating_add(ahead);
+            parser.on_segment(direction, expected, Segment::Gap(ahead), operation, events);
+        }
+    } else {
+        counts.overlaps += 1;
+    }
+    let mut position = data.position;
+    if !data.head.is_empty() {
+        parser.on_segment(direction, position, Segment::Bytes(data.head), operation, events);
+        position = position.wrapping_add(data.head.len() as u64);
+    }
+    let skipped = u64::from(data.len).saturating_sub((data.head.len() + data.tail.len()) as u64);
+    if skipped > 0 {
+        counts.gap_bytes = counts.gap_bytes.saturating_add(skipped);
+        parser.on_segment(direction, position, Segment::Gap(skipped), operation, events);
+        position = position.wrapping_add(skipped);
+    }
+    if !data.tail.is_empty() {
+        parser.on_segment(direction, position, Segment::Bytes(data.tail), operation, events);
+    }
+}
+
+/// The other end's open client exchanges, when these events hold a server's request and that end is on this machine.
+fn mirror_requests(table: &mut Table, id: ConnId, events: &[Event]) -> Option<Vec<OpenExchange>> {
+    let wanted = events
+        .iter()
+        .any(|event| matches!(event, Event::RequestHead(head) if role_of(head.direction) == Role::Server));
+    if !wanted {
+        return None;
+    }
+    let conn = table.get(id)?;
+    let mirror = conn.mirror.or_else(|| table.mirror_of(&conn.info))?;
+    let open: Vec<OpenExchange> =
+        table.get(mirror)?.open.iter().filter(|open| open.role == Role::Client).copied().collect();
+    table.touch(id)?.mirror = Some(mirror);
+    Some(open)
+}
+
+const fn role_of(request_direction: Direction) -> Role {
+    match request_direction {
+        Direction::Receive => Role::Server,
+        Direction::Send => Role::Client,
+    }
+}
+
+/// Turn the parser's events into outputs.
+fn settle(
+    conn: &mut Conn,
+    mirror: Option<Vec<OpenExchange>>,
+    tracer: &mut Tracer,
+    counts: &mut Counts,
+    events: &mut Vec<Event>,
+    out: &mut Vec<Output>,
+) {
+    for event in events.drain(..) {
+        match event {
+            Event::RequestHead(head) => on_request(conn, &head, mirror.as_deref(), tracer, counts, out),
+            Event::Done(done) => out.push(Output::Exchange(Box::new(on_done(conn, *done, tracer, counts)))),
+        }
+    }
+}
+
+fn on_request(
+    conn: &mut Conn,
+    head: &RequestHead,
+    mirror: Option<&[OpenExchange]>,
+    tracer: &mut Tracer,
+    counts: &mut Counts,
+    out: &mut Vec<Output>,
+) {
+    let role = role_of(head.direction);
+    let thread = Thread { pid: head.operation.pid, tid: head.operation.tid };
+    let carried = head.traceparent.as_ref().and_then(|value| Traceparent::parse(value));
+    let position = head.position as u32;
+    let (context, link) = match role {
+        Role::Server => {
+            let client = mirror
+                .and_then(|open| open.iter().find(|open| open.position == position))
+                .map(|open| open.context);
+            tracer.server(thread, carried, client)
+        }
+        Role::Client => tracer.client(thread, carried),
+    };
+    match link {
+        Link::Header => counts.linked_header += 1,
+        Link::Connection => counts.linked_connection += 1,
+        Link::Thread => counts.linked_thread += 1,
+        Link::Ambiguous => counts.linked_ambiguous += 1,
+        Link::Root => counts.roots += 1,
+    }
+    conn.open.push(OpenExchange { key: head.exchange, position, role, thread, context, carried });
+    if head.exports_otlp && role == Role::Client {
+        out.push(Output::SelfInstrumented(conn.info.process));
+    }
+}
+
+fn on_done(conn: &mut Conn, done: Done, tracer: &mut Tracer, counts: &mut Counts) -> Exchange {
+    let open = conn.open.iter().position(|open| open.key == done.exchange).map(|at| conn.open.remove(at));
+    let context = match &open {
+        Some(open) => {
+            end_open(tracer, open);
+            open.context
+        }
+        None => {
+            counts.roots += 1;
+            tracer.root()
+        }
+    };
+    counts.exchanges += 1;
+    counts.without_request += u64::from(done.request.is_none());
+    if let Some(reason) = done.incomplete
+        && let Some(at) = Incomplete::ALL.iter().position(|known| *known == reason)
+        && let Some(count) = counts.incomplete.get_mut(at)
+    {
+        *count += 1;
+    }
+    Exchange {
+        connection: Arc::clone(&conn.info),
+        role: role_of(done.request_direction),
+        version: done.version,
+        request: done.request,
+        response: done.response,
+        timing: done.timing,
+        outcome: done.outcome,
+        incomplete: done.incomplete,
+        pid: done.operation.pid,
+        tid: done.operation.tid,
+        trace: context,
+    }
+}
+
+fn end_open(tracer: &mut Tracer, open: &OpenExchange) {
+    if open.role == Role::Server {
+        tracer.end_server(open.thread, &open.context);
+    }
+}
+
+#[cfg(test)]
+mod tests;

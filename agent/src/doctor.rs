@@ -1,0 +1,143 @@
+//! `weir doctor`: what this kernel and these privileges allow, by trying it.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::bpf::{self, Wanted};
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Diagnosis {
+    pub verdict: Verdict,
+    pub version: &'static str,
+    pub kernel: String,
+    pub lockdown: String,
+    /// `weir.capture.backend` of plaintext sockets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<&'static str>,
+    pub programs: Vec<Program>,
+    /// What cannot be seen here.
+    pub lost: Vec<String>,
+    /// Why nothing can be observed, each with what to do.
+    pub obstacles: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Ok,
+    Degraded,
+    CannotRun,
+}
+
+/// One kernel program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Program {
+    pub name: &'static str,
+    pub attach_point: String,
+    pub attached: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Verdict {
+    /// The exit code of `weir doctor`.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Degraded => 1,
+            Self::CannotRun => 2,
+        }
+    }
+}
+
+/// Attach everything for a moment, and say what came of it.
+pub fn diagnose() -> Diagnosis {
+    let features = bpf::detect();
+    let mut diagnosis = Diagnosis {
+        verdict: Verdict::Ok,
+        version: env!("CARGO_PKG_VERSION"),
+        kernel: features.kernel.clone(),
+        lockdown: features.lockdown.clone(),
+        backend: None,
+        programs: Vec::new(),
+        lost: Vec::new(),
+        obstacles: Vec::new(),
+    };
+    let plan = match bpf::plan(&features, Wanted::Auto) {
+        Ok(plan) => plan,
+        Err(refused) => {
+            diagnosis.verdict = Verdict::CannotRun;
+            diagnosis.obstacles = refused.0;
+            return diagnosis;
+        }
+    };
+    diagnosis.backend = Some(plan.backend.name());
+    diagnosis.lost = plan.lost.clone();
+    if plan.backend != bpf::SocketBackend::ALL[0] {
+        diagnosis.verdict = Verdict::Degraded;
+    }
+    let settings = bpf::Settings { ring_bytes: 64 * 1024, config: agent_common::config::Config::default() };
+    match bpf::attach(&features, &plan, settings) {
+        Ok((attached, _ring)) => {
+            for attachment in &attached.attachments {
+                if attachment.failure.is_some() {
+                    diagnosis.verdict = Verdict::Degraded;
+                    diagnosis.lost.push(format!("{}: {}", attachment.program, attachment.lost));
+                }
+                diagnosis.programs.push(Program {
+                    name: attachment.program,
+                    attach_point: format!("tp_btf/{}", attachment.tracepoint),
+                    attached: attachment.failure.is_none(),
+                    reason: attachment.failure.clone(),
+                });
+            }
+        }
+        Err(error) => {
+            diagnosis.verdict = Verdict::CannotRun;
+            diagnosis.obstacles.push(format!("{error:#}"));
+        }
+    }
+    diagnosis
+}
+
+/// The same for people.
+pub fn text(diagnosis: &Diagnosis) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let mut line = |text: std::fmt::Arguments<'_>| writeln!(out, "{text}").unwrap_or_default();
+    line(format_args!("weir {} on Linux {}, lockdown {}", diagnosis.version, diagnosis.kernel, diagnosis.lockdown));
+    if let Some(backend) = diagnosis.backend {
+        line(format_args!("plaintext HTTP/1 of TCP and Unix sockets: {backend}"));
+    }
+    for program in &diagnosis.programs {
+        let mark = if program.attached { "ok     " } else { "refused" };
+        line(format_args!("  {mark} {}", program.attach_point));
+        if let Some(reason) = &program.reason {
+            line(format_args!("          {}", reason.lines().next().unwrap_or_default()));
+        }
+    }
+    line(format_args!("TLS, HTTP/2: not read by this version; such connections are counted as blind spots"));
+    if !diagnosis.lost.is_empty() {
+        line(format_args!("not seen on this machine:"));
+        for lost in &diagnosis.lost {
+            line(format_args!("  - {lost}"));
+        }
+    }
+    if !diagnosis.obstacles.is_empty() {
+        line(format_args!("nothing can be observed:"));
+        for obstacle in &diagnosis.obstacles {
+            line(format_args!("  - {obstacle}"));
+        }
+    }
+    line(format_args!(
+        "{}",
+        match diagnosis.verdict {
+            Verdict::Ok => "verdict: ok",
+            Verdict::Degraded => "verdict: degraded, see above",
+            Verdict::CannotRun => "verdict: cannot run",
+        }
+    ));
+    out
+}

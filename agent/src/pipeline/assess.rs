@@ -1,0 +1,143 @@
+//! The assess thread: exchanges and process facts in; reports to the store, the metrics and the exporters.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::{AssessView, Batch, Shared};
+use crate::admin::store::Store;
+use crate::assess::{Assessor, Rules};
+use crate::capture::{Output, ProcessSeen};
+use crate::clock;
+use crate::enrich::Enricher;
+use crate::export::ExportHandle;
+use crate::metrics::Registry;
+use crate::model::{CallReport, Exchange, Timestamp};
+
+const TICK: Duration = Duration::from_secs(1);
+
+/// Where reports go.
+#[derive(Clone)]
+pub struct Sinks {
+    pub store: Option<Arc<Store>>,
+    pub metrics: Arc<Registry>,
+    pub exporters: Arc<[ExportHandle]>,
+}
+
+/// The thread's state.
+pub struct Worker {
+    pub assessor: Assessor,
+    /// `None`: processes of a recording, which are not looked up on this machine.
+    pub enricher: Option<Enricher>,
+    pub sinks: Sinks,
+    pub shared: Arc<Shared>,
+    /// New rules from a changed configuration.
+    pub rules: Arc<Mutex<Option<Rules>>>,
+    pub wall_offset_ns: u64,
+}
+
+impl Sinks {
+    fn take(&self, report: CallReport) {
+        self.metrics.record_call(&report);
+        let report = Arc::new(report);
+        if let Some(store) = &self.store {
+            store.append(&report);
+        }
+        for exporter in self.exporters.iter() {
+            // A full queue is counted there.
+            exporter.offer(Arc::clone(&report));
+        }
+    }
+}
+
+impl Worker {
+    /// Run until the capture thread hangs up.
+    pub fn run(mut self, queue: &Receiver<Batch>) {
+        let mut last_tick = clock::now();
+        loop {
+            let next = queue.recv_timeout(TICK);
+            match next {
+                Ok(batch) => {
+                    self.shared.queued_batches.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+                    for output in batch {
+                        self.on_output(output);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            let now = clock::now();
+            if now.since(last_tick) >= TICK.as_nanos() as u64 {
+                last_tick = now;
+                self.tick(now);
+            }
+        }
+        self.publish();
+    }
+
+    fn tick(&mut self, now: Timestamp) {
+        if self.enricher.is_some() {
+            self.wall_offset_ns = clock::wall_offset_ns();
+        }
+        if let Some(rules) = self.rules.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            self.assessor.set_rules(rules);
+        }
+        self.assessor.on_tick(now);
+        self.publish();
+    }
+
+    fn publish(&self) {
+        self.shared.publish_assess(AssessView {
+            counts: self.assessor.counts(),
+            enrich: self.enricher.as_ref().map(Enricher::counts).unwrap_or_default(),
+        });
+    }
+
+    fn on_output(&mut self, output: Output) {
+        match output {
+            Output::Process(seen) => self.on_process(&seen),
+            Output::SelfInstrumented(process) => {
+                self.assessor.on_self_instrumented(process, clock::now());
+            }
+            Output::Exchange(exchange) => self.on_exchange(&exchange),
+        }
+    }
+
+    fn on_process(&mut self, seen: &ProcessSeen) {
+        let Some(enricher) = &mut self.enricher else { return };
+        let now = clock::now();
+        let known = !self.assessor.wants_facts(seen.process);
+        if let Some(workload) = enricher.on_process(seen, known, now) {
+            self.assessor.on_process(workload, now);
+        }
+    }
+
+    fn on_exchange(&mut self, exchange: &Exchange) {
+        let process = exchange.connection.process;
+        if let Some(enricher) = &mut self.enricher
+            && self.assessor.wants_facts(process)
+        {
+            let now = clock::now();
+            let workload = enricher.of_connection(&exchange.connection, now);
+            self.assessor.on_process(workload, now);
+        }
+        let offset = self.wall_offset_ns;
+        let (assessor, sinks) = (&mut self.assessor, &self.sinks);
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(report) = assessor.on_exchange(exchange, |time| time.0.wrapping_add(offset)) {
+                sinks.take(report);
+            }
+        }));
+        if done.is_err() {
+            self.shared.panics.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            tracing::error!("assessing an exchange panicked; it is dropped");
+        }
+    }
+}
+
+/// An enricher of this machine.
+pub fn enricher() -> Enricher {
+    Enricher::new(Path::new("/proc"))
+}

@@ -1,0 +1,180 @@
+//! The capture thread: ring buffer in, exchanges out. Sleeps briefly after each wake-up, because waking a reader costs
+//! the observed process more than the copy.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{BATCH, Batch, CaptureView, Shared};
+use crate::bpf::Ring;
+use crate::capture::{Capture, Output};
+use crate::clock;
+use crate::event::{self, KernelEvent};
+use crate::model::{ConnId, Timestamp};
+
+/// Pause after a wake-up: records gather, and the kernel sees no reader to wake.
+const LAZY: Duration = Duration::from_millis(1);
+/// Longest wait for a record, so that ticks and stopping are seen.
+const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const TICK_NS: u64 = 1_000_000_000;
+
+/// Where records come from: the ring buffer, or a recording.
+pub trait Records: Send {
+    /// Readable when records wait; `None` never waits.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Calls `each` for the records that are there now. Returns how many there were.
+    fn drain(&mut self, each: &mut dyn FnMut(&[u8])) -> usize;
+}
+
+impl Records for Ring {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
+
+    fn drain(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
+        Self::drain(self, each)
+    }
+}
+
+/// The thread's state.
+pub struct Worker {
+    pub capture: Capture,
+    pub shared: Arc<Shared>,
+    pub queue: SyncSender<Batch>,
+    pending: Batch,
+    last_tick: Timestamp,
+}
+
+impl Worker {
+    pub fn new(capture: Capture, shared: Arc<Shared>, queue: SyncSender<Batch>) -> Self {
+        Self { capture, shared, queue, pending: Vec::with_capacity(BATCH), last_tick: Timestamp(0) }
+    }
+
+    /// Run until told to stop, then drain what is left. `tap` sees each record first.
+    pub fn run(mut self, mut records: impl Records, mut tap: Option<Box<dyn FnMut(&[u8]) + Send>>) {
+        loop {
+            let stopping = self.shared.stop.load(Ordering::Acquire);
+            let count = records.drain(&mut |record| {
+                if let Some(tap) = &mut tap {
+                    tap(record);
+                }
+                self.on_record(record);
+            });
+            self.shared.records.fetch_add(count as u64, Ordering::Relaxed);
+            self.hand_over();
+            self.tick();
+            if stopping && count == 0 {
+                break;
+            }
+            if let Some(fd) = records.fd()
+                && !stopping
+            {
+                wait(fd, count > 0);
+            }
+        }
+        self.finish();
+    }
+
+    fn on_record(&mut self, record: &[u8]) {
+        let decoded = match event::decode(record) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                // Both sides are built together: this is a defect worth a word, but not a flood of them.
+                if self.shared.malformed_records.fetch_add(1, Ordering::Relaxed) == 0 {
+                    tracing::error!(%error, "a kernel record cannot be decoded");
+                }
+                return;
+            }
+        };
+        let conn = connection(&decoded);
+        let (capture, pending) = (&mut self.capture, &mut self.pending);
+        if catch_unwind(AssertUnwindSafe(|| capture.on_event(decoded, pending))).is_err() {
+            self.shared.panics.fetch_add(1, Ordering::Relaxed);
+            tracing::error!("a parser panicked; its connection is dropped");
+            if let Some(conn) = conn {
+                self.capture.forget(conn);
+            }
+        }
+        if self.pending.len() >= BATCH {
+            self.hand_over();
+        }
+    }
+
+    /// Give the pending outputs to the assess thread; when it is behind they are dropped and counted.
+    fn hand_over(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let batch = std::mem::replace(&mut self.pending, Vec::with_capacity(BATCH));
+        match self.queue.try_send(batch) {
+            Ok(()) => _ = self.shared.queued_batches.fetch_add(1, Ordering::Relaxed),
+            Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => {
+                let exchanges = batch.iter().filter(|output| matches!(output, Output::Exchange(_))).count();
+                self.shared.assess_queue_full.fetch_add(exchanges as u64, Ordering::Relaxed);
+                self.shared.assess_facts_dropped.fetch_add((batch.len() - exchanges) as u64, Ordering::Relaxed);
+                // Facts are told once; forget that, so that they are told again.
+                self.capture.announce_again();
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = clock::now();
+        if now.since(self.last_tick) < TICK_NS {
+            return;
+        }
+        self.last_tick = now;
+        if self.shared.shrink.swap(false, Ordering::AcqRel) {
+            self.capture.shrink(self.capture.memory() / 2, &mut self.pending);
+        }
+        self.capture.on_tick(now, &mut self.pending);
+        self.hand_over();
+        self.publish();
+    }
+
+    fn publish(&self) {
+        self.shared.publish_capture(CaptureView {
+            counts: self.capture.counts().clone(),
+            connections: self.capture.connections(),
+            memory: self.capture.memory(),
+        });
+    }
+
+    /// What is still open is reported as it stands. Waits for the queue: nobody is behind us any more.
+    fn finish(mut self) {
+        self.capture.shrink(0, &mut self.pending);
+        self.publish();
+        while !self.pending.is_empty() {
+            let rest = self.pending.split_off(self.pending.len().min(BATCH));
+            let batch = std::mem::replace(&mut self.pending, rest);
+            if self.queue.send(batch).is_err() {
+                break;
+            }
+            self.shared.queued_batches.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Wait for records: after some were found sleep first, so that more gather.
+fn wait(fd: BorrowedFd<'_>, found: bool) {
+    if found {
+        thread::sleep(LAZY);
+        return;
+    }
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    // Interrupted or failed: the loop looks at the ring again either way.
+    if matches!(poll(&mut fds, Some(&WAIT)), Ok(ready) if ready > 0) {
+        thread::sleep(LAZY);
+    }
+}
+
+fn connection(event: &KernelEvent<'_>) -> Option<ConnId> {
+    event.conn()
+}

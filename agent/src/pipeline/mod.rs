@@ -1,0 +1,95 @@
+//! The wiring: kernel records to the capture thread, its exchanges to the assess thread, its reports to the exporters,
+//! the store and the metrics. Two threads and a bounded queue; nothing is decided here.
+
+pub mod assess;
+pub mod capture;
+pub mod governor;
+pub mod losses;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Mutex, PoisonError};
+
+use crate::assess::AssessCounts;
+use crate::capture::{Counts, Output};
+use crate::enrich::EnrichCounts;
+
+/// Outputs handed over at a time.
+pub const BATCH: usize = 512;
+
+/// Batches waiting for the assess thread: 32,768 exchanges, about 32 MiB.
+pub const QUEUE_BATCHES: usize = 64;
+
+/// Outputs of the capture thread, in order.
+pub type Batch = Vec<Output>;
+
+/// What the threads tell each other and the supervisor.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// The capture thread is to drain the ring buffer a last time and end.
+    pub stop: AtomicBool,
+    /// The capture thread is to give memory back.
+    pub shrink: AtomicBool,
+    /// Exchanges dropped because the assess thread was behind.
+    pub assess_queue_full: AtomicU64,
+    /// Process facts dropped for the same reason.
+    pub assess_facts_dropped: AtomicU64,
+    /// Records that could not be decoded.
+    pub malformed_records: AtomicU64,
+    /// Records received.
+    pub records: AtomicU64,
+    /// Panics caught; the connection, or the exchange, was dropped.
+    pub panics: AtomicU64,
+    pub queued_batches: AtomicUsize,
+    capture: Mutex<CaptureView>,
+    assess: Mutex<AssessView>,
+    /// Processes that the filters exclude, to be muted in the kernel.
+    muted: Mutex<Vec<u32>>,
+}
+
+/// State of the capture thread, as of its last tick.
+#[derive(Clone, Debug, Default)]
+pub struct CaptureView {
+    pub counts: Counts,
+    pub connections: usize,
+    pub memory: usize,
+}
+
+/// State of the assess thread, as of its last tick.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AssessView {
+    pub counts: AssessCounts,
+    pub enrich: EnrichCounts,
+}
+
+/// Processes waiting to be muted at most; the rest comes with their next call.
+const MUTE_BACKLOG: usize = 4096;
+
+impl Shared {
+    pub fn capture(&self) -> CaptureView {
+        self.capture.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn assess(&self) -> AssessView {
+        *self.assess.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish_capture(&self, view: CaptureView) {
+        *self.capture.lock().unwrap_or_else(PoisonError::into_inner) = view;
+    }
+
+    fn publish_assess(&self, view: AssessView) {
+        *self.assess.lock().unwrap_or_else(PoisonError::into_inner) = view;
+    }
+
+    fn mute(&self, pid: u32) {
+        let mut muted = self.muted.lock().unwrap_or_else(PoisonError::into_inner);
+        if muted.len() < MUTE_BACKLOG && !muted.contains(&pid) {
+            muted.push(pid);
+        }
+    }
+
+    /// Processes to mute since the last call.
+    pub fn take_muted(&self) -> Vec<u32> {
+        std::mem::take(&mut *self.muted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
