@@ -64,7 +64,7 @@ impl Exporter for Traces {
             return Delivery { filtered, ..Delivery::default() };
         }
         let request = map::spans(&wanted, &self.host);
-        match self.client.send_traces(request, self.limit).await {
+        match self.client.send_traces(request, self.limit, &mut self.complaint).await {
             Ok(Sent { rejected, message }) => {
                 let rejected = rejected.min(count);
                 if rejected > 0 {
@@ -72,10 +72,7 @@ impl Exporter for Traces {
                 }
                 Delivery { exported: count - rejected, filtered, rejected, ..Delivery::default() }
             }
-            Err(error) => {
-                self.complaint.raise("otlp", &error);
-                Delivery { failed: count, filtered, ..Delivery::default() }
-            }
+            Err(_) => Delivery { failed: count, filtered, ..Delivery::default() },
         }
     }
 }
@@ -116,7 +113,7 @@ pub fn spawn_metrics(
             refresh(&registry);
             let (request, points) = map::metrics(&registry.snapshot(), unix_now_ns(), &host, &own);
             counts.offered.fetch_add(points, Ordering::Relaxed);
-            match client.send_metrics(request, limit).await {
+            match client.send_metrics(request, limit, &mut complaint).await {
                 Ok(Sent { rejected, message }) => {
                     let rejected = rejected.min(points);
                     if rejected > 0 {
@@ -124,10 +121,7 @@ pub fn spawn_metrics(
                     }
                     counts.add(Delivery { exported: points - rejected, rejected, ..Delivery::default() });
                 }
-                Err(error) => {
-                    complaint.raise("otlp_metrics", &error);
-                    counts.add(Delivery { failed: points, ..Delivery::default() });
-                }
+                Err(_) => counts.add(Delivery { failed: points, ..Delivery::default() }),
             }
             if last {
                 break;

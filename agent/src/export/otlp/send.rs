@@ -39,7 +39,10 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-use super::settings::{Protocol, SignalSettings};
+use super::{
+    super::Complaint,
+    settings::{Protocol, SignalSettings},
+};
 
 const USER_AGENT: &str = concat!("OTel-OTLP-Exporter-Weir/", env!("CARGO_PKG_VERSION"));
 /// First wait before a retry; doubles up to [`MAX_BACKOFF`].
@@ -109,21 +112,27 @@ impl Client {
         &mut self,
         request: ExportTraceServiceRequest,
         limit: Duration,
+        complaint: &mut Complaint,
     ) -> Result<Sent, Failure> {
         let body = self.encode(&request)?;
-        with_retries(limit, self.timeout, || async {
-            match &self.transport {
-                Transport::Grpc(channel) => {
-                    let mut client = TraceServiceClient::new(channel.clone());
-                    if self.gzip {
-                        client = client.send_compressed(CompressionEncoding::Gzip);
+        with_retries(
+            limit,
+            self.timeout,
+            |failure| complaint.raise("otlp", failure),
+            || async {
+                match &self.transport {
+                    Transport::Grpc(channel) => {
+                        let mut client = TraceServiceClient::new(channel.clone());
+                        if self.gzip {
+                            client = client.send_compressed(CompressionEncoding::Gzip);
+                        }
+                        let answer = client.export(self.grpc_request(request.clone())).await;
+                        Ok(traces_sent(answer.map_err(|status| refused(&status))?.into_inner()))
                     }
-                    let answer = client.export(self.grpc_request(request.clone())).await;
-                    Ok(traces_sent(answer.map_err(|status| refused(&status))?.into_inner()))
+                    Transport::Http { .. } => Ok(traces_sent(decode(self.post(body.clone()).await?))),
                 }
-                Transport::Http { .. } => Ok(traces_sent(decode(self.post(body.clone()).await?))),
-            }
-        })
+            },
+        )
         .await
     }
 
@@ -132,21 +141,27 @@ impl Client {
         &mut self,
         request: ExportMetricsServiceRequest,
         limit: Duration,
+        complaint: &mut Complaint,
     ) -> Result<Sent, Failure> {
         let body = self.encode(&request)?;
-        with_retries(limit, self.timeout, || async {
-            match &self.transport {
-                Transport::Grpc(channel) => {
-                    let mut client = MetricsServiceClient::new(channel.clone());
-                    if self.gzip {
-                        client = client.send_compressed(CompressionEncoding::Gzip);
+        with_retries(
+            limit,
+            self.timeout,
+            |failure| complaint.raise("otlp_metrics", failure),
+            || async {
+                match &self.transport {
+                    Transport::Grpc(channel) => {
+                        let mut client = MetricsServiceClient::new(channel.clone());
+                        if self.gzip {
+                            client = client.send_compressed(CompressionEncoding::Gzip);
+                        }
+                        let answer = client.export(self.grpc_request(request.clone())).await;
+                        Ok(metrics_sent(answer.map_err(|status| refused(&status))?.into_inner()))
                     }
-                    let answer = client.export(self.grpc_request(request.clone())).await;
-                    Ok(metrics_sent(answer.map_err(|status| refused(&status))?.into_inner()))
+                    Transport::Http { .. } => Ok(metrics_sent(decode(self.post(body.clone()).await?))),
                 }
-                Transport::Http { .. } => Ok(metrics_sent(decode(self.post(body.clone()).await?))),
-            }
-        })
+            },
+        )
         .await
     }
 
@@ -202,10 +217,12 @@ impl Client {
     }
 }
 
-/// Attempts until one succeeds, cannot succeed, or the time is up.
+/// Attempts until one succeeds, cannot succeed, or the time is up. `failed` hears of each failed attempt at once: an
+/// operator should not have to wait for the last.
 async fn with_retries<F: Future<Output = Result<Sent, Failure>>>(
     limit: Duration,
     attempt_timeout: Duration,
+    mut failed: impl FnMut(&Failure),
     mut attempt: impl FnMut() -> F,
 ) -> Result<Sent, Failure> {
     let start = Instant::now();
@@ -215,6 +232,7 @@ async fn with_retries<F: Future<Output = Result<Sent, Failure>>>(
             Err(Failure { reason: format!("no answer within {attempt_timeout:?}"), retry: Some(Retry::Backoff) })
         });
         let Err(failure) = result else { return result };
+        failed(&failure);
         let wait = match failure.retry {
             None => return Err(failure),
             Some(Retry::After(wait)) => wait,
@@ -445,7 +463,8 @@ mod tests {
     async fn a_request_is_protobuf_with_the_headers_and_packed_when_asked() {
         for gzip in [false, true] {
             let (url, task) = collector(vec![OK]).await;
-            let sent = client(&url, gzip).send_traces(request(), Duration::from_secs(5)).await;
+            let sent =
+                client(&url, gzip).send_traces(request(), Duration::from_secs(5), &mut Complaint::default()).await;
             assert_eq!(sent.map_err(|error| error.to_string()), Ok(Sent::default()));
             let requests = task.await.unwrap();
             let (head, body) = &requests[0];
@@ -463,7 +482,7 @@ mod tests {
         let partial = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 8\r\n\r\n\x0a\x06\x08\x03\x12\x02no";
         let later = "HTTP/1.1 503 X\r\nretry-after: 0\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         let (url, task) = collector(vec![later, later, partial]).await;
-        let sent = client(&url, false).send_traces(request(), Duration::from_secs(5)).await;
+        let sent = client(&url, false).send_traces(request(), Duration::from_secs(5), &mut Complaint::default()).await;
         let expected = Sent { rejected: 3, message: "no".to_owned() };
         assert_eq!(sent.map_err(|error| error.to_string()), Ok(expected));
         assert_eq!(task.await.unwrap().len(), 3);
@@ -472,7 +491,7 @@ mod tests {
     #[tokio::test]
     async fn other_answers_are_final() {
         let (url, task) = collector(vec!["HTTP/1.1 400 Bad\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"]).await;
-        let sent = client(&url, false).send_traces(request(), Duration::from_mins(1)).await;
+        let sent = client(&url, false).send_traces(request(), Duration::from_mins(1), &mut Complaint::default()).await;
         assert!(sent.map_err(|error| error.to_string()).unwrap_err().contains("400"));
         assert_eq!(task.await.unwrap().len(), 1);
     }
@@ -480,14 +499,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_collector_that_is_away_is_retried_until_the_limit() {
         let start = Instant::now();
-        let mut attempts = 0;
-        let result = with_retries(Duration::from_secs(30), Duration::from_secs(10), || {
-            attempts += 1;
-            async { Err(Failure { reason: "away".to_owned(), retry: Some(Retry::Backoff) }) }
-        })
+        let (mut attempts, mut heard) = (0, 0);
+        let result = with_retries(
+            Duration::from_secs(30),
+            Duration::from_secs(10),
+            |_| heard += 1,
+            || {
+                attempts += 1;
+                async { Err(Failure { reason: "away".to_owned(), retry: Some(Retry::Backoff) }) }
+            },
+        )
         .await;
         assert!(result.is_err());
         assert!(start.elapsed() < Duration::from_secs(30));
+        assert_eq!(heard, attempts);
         assert!((4..=9).contains(&attempts), "{attempts}");
     }
 
@@ -497,6 +522,7 @@ mod tests {
         let result = with_retries(
             Duration::from_secs(12),
             Duration::from_secs(10),
+            |_| (),
             std::future::pending::<Result<Sent, Failure>>,
         )
         .await;
