@@ -103,6 +103,15 @@ pub struct Snapshot {
     pub scalars: Vec<ScalarMetric>,
 }
 
+impl Snapshot {
+    /// Data points of all metrics.
+    pub fn points(&self) -> u64 {
+        let histograms = self.histograms.iter().map(|metric| metric.points.len());
+        let scalars = self.scalars.iter().map(|metric| metric.points.len());
+        histograms.chain(scalars).sum::<usize>() as u64
+    }
+}
+
 /// Aggregates. Shared by the thread that records and the tasks that read.
 #[derive(Debug)]
 pub struct Registry {

@@ -214,20 +214,18 @@ pub fn own_attributes(settings: &OtlpSettings) -> Vec<KeyValue> {
     list.0
 }
 
-/// The request for a snapshot, and how many data points are in it.
+/// The request for a snapshot.
 pub fn metrics(
     snapshot: &Snapshot,
     now_unix_ns: u64,
     host: &[KeyValue],
     own: &[KeyValue],
-) -> (ExportMetricsServiceRequest, u64) {
-    let mut points = 0;
+) -> ExportMetricsServiceRequest {
     let mut own_metrics = Vec::new();
     let mut services: Vec<(&ResourceKey, Vec<Metric>)> = Vec::new();
     let mut index: HashMap<&ResourceKey, usize> = HashMap::new();
     for metric in &snapshot.histograms {
         for group in metric.points.chunk_by(|point, next| point.resource == next.resource) {
-            points += group.len() as u64;
             let data_points = group
                 .iter()
                 .map(|point| HistogramDataPoint {
@@ -259,7 +257,6 @@ pub fn metrics(
         }
     }
     for metric in &snapshot.scalars {
-        points += metric.points.len() as u64;
         let data_points = metric
             .points
             .iter()
@@ -304,7 +301,7 @@ pub fn metrics(
             schema_url: SCHEMA_URL.to_owned(),
         })
         .collect();
-    (ExportMetricsServiceRequest { resource_metrics }, points)
+    ExportMetricsServiceRequest { resource_metrics }
 }
 
 fn describe(definition: &crate::metrics::Definition, data: metric::Data) -> Metric {
@@ -514,7 +511,7 @@ mod tests {
             attributes.extend(group.scope_spans[0].spans.iter().flat_map(|span| span.attributes.clone()));
         }
         let snapshot = snapshot();
-        let (request, _) = metrics(&snapshot, 9, &host, &own_attributes(&settings()));
+        let request = metrics(&snapshot, 9, &host, &own_attributes(&settings()));
         for group in &request.resource_metrics {
             attributes.extend(group.resource.as_ref().unwrap().attributes.clone());
             for metric in &group.scope_metrics[0].metrics {
@@ -560,7 +557,8 @@ mod tests {
             })
             .collect();
         assert_eq!(described, defined);
-        let (request, points) = metrics(&snapshot(), 9, &[], &own_attributes(&settings()));
+        let snapshot = snapshot();
+        let request = metrics(&snapshot, 9, &[], &own_attributes(&settings()));
         let emitted: Vec<&Metric> =
             request.resource_metrics.iter().flat_map(|group| &group.scope_metrics[0].metrics).collect();
         for definition in names::ALL {
@@ -585,7 +583,7 @@ mod tests {
                 other => panic!("{other:?}"),
             })
             .sum();
-        assert_eq!(counted as u64, points);
+        assert_eq!(counted as u64, snapshot.points());
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Exporter for Traces {
         if wanted.is_empty() {
             return Delivery { filtered, ..Delivery::default() };
         }
-        let request = map::spans(&wanted, &self.host);
+        let request = || map::spans(&wanted, &self.host);
         match self.client.send_traces(request, self.limit, &mut self.complaint).await {
             Ok(Sent { rejected, message }) => {
                 let rejected = rejected.min(count);
@@ -111,7 +111,9 @@ pub fn spawn_metrics(
                 _ = stopped.changed() => true,
             };
             refresh(&registry);
-            let (request, points) = map::metrics(&registry.snapshot(), unix_now_ns(), &host, &own);
+            let (snapshot, now) = (registry.snapshot(), unix_now_ns());
+            let points = snapshot.points();
+            let request = || map::metrics(&snapshot, now, &host, &own);
             counts.offered.fetch_add(points, Ordering::Relaxed);
             match client.send_metrics(request, limit, &mut complaint).await {
                 Ok(Sent { rejected, message }) => {
@@ -142,6 +144,10 @@ impl MetricsHandle {
         self.stop.send_replace(true);
         if timeout(limit, &mut self.task).await.is_err() {
             self.task.abort();
+            let counts = &self.counters;
+            let settled = [&counts.exported, &counts.export_failed, &counts.rejected];
+            let settled: u64 = settled.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+            counts.shutdown.store(counts.offered.load(Ordering::Relaxed).saturating_sub(settled), Ordering::Relaxed);
             tracing::warn!(exporter = "otlp_metrics", "the last metrics were not sent in time");
         }
     }

@@ -107,10 +107,11 @@ impl Client {
         Ok(Self { transport, headers: settings.headers.clone(), timeout: settings.timeout, gzip: settings.gzip })
     }
 
-    /// Delivers spans, with retries for at most `limit`.
+    /// Delivers spans, with retries for at most `limit`. `request` is built anew for an attempt over gRPC, which costs
+    /// less than keeping a copy of every one.
     pub(super) async fn send_traces(
         &mut self,
-        request: ExportTraceServiceRequest,
+        request: impl Fn() -> ExportTraceServiceRequest,
         limit: Duration,
         complaint: &mut Complaint,
     ) -> Result<Sent, Failure> {
@@ -126,7 +127,7 @@ impl Client {
                         if self.gzip {
                             client = client.send_compressed(CompressionEncoding::Gzip);
                         }
-                        let answer = client.export(self.grpc_request(request.clone())).await;
+                        let answer = client.export(self.grpc_request(request())).await;
                         Ok(traces_sent(answer.map_err(|status| refused(&status))?.into_inner()))
                     }
                     Transport::Http { .. } => Ok(traces_sent(decode(self.post(body.clone()).await?))),
@@ -139,7 +140,7 @@ impl Client {
     /// Delivers metrics, with retries for at most `limit`.
     pub(super) async fn send_metrics(
         &mut self,
-        request: ExportMetricsServiceRequest,
+        request: impl Fn() -> ExportMetricsServiceRequest,
         limit: Duration,
         complaint: &mut Complaint,
     ) -> Result<Sent, Failure> {
@@ -155,7 +156,7 @@ impl Client {
                         if self.gzip {
                             client = client.send_compressed(CompressionEncoding::Gzip);
                         }
-                        let answer = client.export(self.grpc_request(request.clone())).await;
+                        let answer = client.export(self.grpc_request(request())).await;
                         Ok(metrics_sent(answer.map_err(|status| refused(&status))?.into_inner()))
                     }
                     Transport::Http { .. } => Ok(metrics_sent(decode(self.post(body.clone()).await?))),
@@ -166,11 +167,11 @@ impl Client {
     }
 
     /// The body for HTTP, encoded once for all attempts; empty for gRPC, where tonic encodes.
-    fn encode(&self, request: &impl Message) -> Result<Bytes, Failure> {
+    fn encode<T: Message>(&self, request: impl Fn() -> T) -> Result<Bytes, Failure> {
         if matches!(self.transport, Transport::Grpc(_)) {
             return Ok(Bytes::new());
         }
-        let plain = request.encode_to_vec();
+        let plain = request().encode_to_vec();
         if !self.gzip {
             return Ok(plain.into());
         }
@@ -463,8 +464,7 @@ mod tests {
     async fn a_request_is_protobuf_with_the_headers_and_packed_when_asked() {
         for gzip in [false, true] {
             let (url, task) = collector(vec![OK]).await;
-            let sent =
-                client(&url, gzip).send_traces(request(), Duration::from_secs(5), &mut Complaint::default()).await;
+            let sent = client(&url, gzip).send_traces(request, Duration::from_secs(5), &mut Complaint::default()).await;
             assert_eq!(sent.map_err(|error| error.to_string()), Ok(Sent::default()));
             let requests = task.await.unwrap();
             let (head, body) = &requests[0];
@@ -482,7 +482,7 @@ mod tests {
         let partial = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 8\r\n\r\n\x0a\x06\x08\x03\x12\x02no";
         let later = "HTTP/1.1 503 X\r\nretry-after: 0\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         let (url, task) = collector(vec![later, later, partial]).await;
-        let sent = client(&url, false).send_traces(request(), Duration::from_secs(5), &mut Complaint::default()).await;
+        let sent = client(&url, false).send_traces(request, Duration::from_secs(5), &mut Complaint::default()).await;
         let expected = Sent { rejected: 3, message: "no".to_owned() };
         assert_eq!(sent.map_err(|error| error.to_string()), Ok(expected));
         assert_eq!(task.await.unwrap().len(), 3);
@@ -491,7 +491,7 @@ mod tests {
     #[tokio::test]
     async fn other_answers_are_final() {
         let (url, task) = collector(vec!["HTTP/1.1 400 Bad\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"]).await;
-        let sent = client(&url, false).send_traces(request(), Duration::from_mins(1), &mut Complaint::default()).await;
+        let sent = client(&url, false).send_traces(request, Duration::from_mins(1), &mut Complaint::default()).await;
         assert!(sent.map_err(|error| error.to_string()).unwrap_err().contains("400"));
         assert_eq!(task.await.unwrap().len(), 1);
     }
