@@ -7,16 +7,21 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
-    sys::signal::{SigSet, Signal, kill},
+    sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::{
     artifacts, ebpf,
@@ -100,10 +105,9 @@ pub(crate) fn run(seconds: Option<u64>) -> Result<()> {
     show(&agent, &jaeger, &dir, &stop, seconds.map(Duration::from_secs))
 }
 
-fn show(agent: &Path, jaeger: &Path, dir: &Path, stop: &Receiver<()>, lasts: Option<Duration>) -> Result<()> {
+fn show(agent: &Path, jaeger: &Path, dir: &Path, stop: &AtomicBool, lasts: Option<Duration>) -> Result<()> {
     let [shop, stock, web, web_tls] = free_ports()?;
     let fixtures = shell::root().join("tests/fixtures/demo");
-    let started = Instant::now();
 
     // Dropped in reverse order: the agent sees the last call of its clients and sends it before its receiver ends.
     let (_jaeger, otlp, jaeger_page) = start_jaeger(jaeger)?;
@@ -144,7 +148,7 @@ fn show(agent: &Path, jaeger: &Path, dir: &Path, stop: &Receiver<()>, lasts: Opt
         .stdout(log);
     let mut client = Service::start("client", &mut client)?;
 
-    let deadline = lasts.map(|lasts| started + lasts);
+    let deadline = lasts.map(|lasts| Instant::now() + lasts);
     while !over(stop, deadline) {
         if weir.ended() {
             bail!("weir ended by itself; its last words are above");
@@ -160,11 +164,9 @@ fn show(agent: &Path, jaeger: &Path, dir: &Path, stop: &Receiver<()>, lasts: Opt
 }
 
 /// Wait a moment; is it time to stop?
-fn over(stop: &Receiver<()>, deadline: Option<Instant>) -> bool {
-    match stop.recv_timeout(Duration::from_millis(200)) {
-        Ok(()) | Err(RecvTimeoutError::Disconnected) => true,
-        Err(RecvTimeoutError::Timeout) => deadline.is_some_and(|deadline| Instant::now() >= deadline),
-    }
+fn over(stop: &AtomicBool, deadline: Option<Instant>) -> bool {
+    thread::sleep(Duration::from_millis(100));
+    stop.load(Ordering::Relaxed) || deadline.is_some_and(|deadline| Instant::now() >= deadline)
 }
 
 fn build() -> Result<(PathBuf, PathBuf)> {
@@ -179,19 +181,13 @@ fn build() -> Result<(PathBuf, PathBuf)> {
     Ok((find("weir")?, find("weir-demo-jaeger")?))
 }
 
-/// Ctrl-C and SIGTERM, as events. Must come before any thread: a thread with the signal open would take it.
-fn stop_signals() -> Result<Receiver<()>> {
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
-    signals.thread_block().context("cannot block signals")?;
-    let (sender, receiver) = mpsc::sync_channel(4);
-    thread::spawn(move || {
-        while signals.wait().is_ok() {
-            if sender.send(()).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(receiver)
+/// Set by Ctrl-C and SIGTERM. Handlers, unlike a blocked signal, are not inherited by what is started.
+fn stop_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).context("cannot catch Ctrl-C")?;
+    }
+    Ok(stop)
 }
 
 fn free_ports<const N: usize>() -> Result<[u16; N]> {
@@ -353,11 +349,11 @@ mod tests {
 
     #[test]
     fn the_demo_ends_on_a_signal_or_in_time_and_not_before() {
-        let (sender, stop) = mpsc::sync_channel(1);
+        let stop = AtomicBool::new(false);
         assert!(!over(&stop, None));
         assert!(!over(&stop, Some(Instant::now() + Duration::from_mins(1))));
         assert!(over(&stop, Some(Instant::now())));
-        sender.send(()).unwrap();
+        stop.store(true, Ordering::Relaxed);
         assert!(over(&stop, None));
     }
 
