@@ -12,6 +12,8 @@ mod body;
 mod head;
 
 #[cfg(test)]
+mod llhttp;
+#[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;

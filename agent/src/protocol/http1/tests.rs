@@ -118,7 +118,9 @@ fn line(done: &Done) -> String {
 
 fn whole(steps: &[Step<'_>]) -> Feed {
     let mut feed = Feed::new(Limits::default());
-    steps.iter().for_each(|&step| feed.step(step));
+    for &step in steps {
+        feed.step(step);
+    }
     feed
 }
 
@@ -250,7 +252,7 @@ fn a_response_without_length_ends_with_the_connection() {
 fn what_is_open_when_the_connection_goes_is_told_as_far_as_it_came() {
     for (steps, expected) in [
         (vec![bytes(R, GET_A)], "GET /a 0 > - ConnectionClosed"),
-        (vec![bytes(R, GET_A), bytes(S, &OK_5[..40])], "GET /a 0 > 200 ?2 ConnectionClosed"),
+        (vec![bytes(R, GET_A), Step::Bytes(S, &OK_5.as_bytes()[..40])], "GET /a 0 > 200 ?2 ConnectionClosed"),
         (vec![bytes(R, "POST /p HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc")], "POST /p ?3 > - ConnectionClosed"),
         (vec![bytes(R, "POST /p HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc"), bytes(S, OK_5)], "POST /p ?3 > 200 5"),
     ] {
@@ -398,7 +400,14 @@ fn loss_gives_up_what_is_in_flight_and_pairs_what_comes_after() {
         &["GET /a 0 > - records_lost", "POST /b 0 > 200 5"],
     );
     check_whole(
-        &[bytes(R, GET_A), bytes(S, &OK_5[..40]), Step::Loss, bytes(S, OK_5), bytes(R, GET_A), bytes(S, OK_5)],
+        &[
+            bytes(R, GET_A),
+            Step::Bytes(S, &OK_5.as_bytes()[..40]),
+            Step::Loss,
+            bytes(S, OK_5),
+            bytes(R, GET_A),
+            bytes(S, OK_5),
+        ],
         &["GET /a 0 > 200 ?2 records_lost", "- > 200 5 records_lost", "GET /a 0 > 200 5"],
     );
 }
