@@ -181,7 +181,7 @@ fn expectation(log: &str) -> String {
         if line.contains(" message begin") {
             url.clear();
         } else if let Some((_, span)) = line.split_once("span[url]=") {
-            url.push_str(span.trim_matches('"'));
+            url.push_str(span.strip_prefix('"').and_then(|span| span.strip_suffix('"')).unwrap());
         } else if let Some((_, head)) = line.split_once("headers complete ") {
             let status = head.strip_prefix("status=").map(|rest| rest.split(' ').next().unwrap_or_default().to_owned());
             interim = status.as_ref().is_some_and(|status| status.starts_with('1') && status != "101");

@@ -24,6 +24,8 @@ pub use self::head::{Start, looks_like_start};
 use super::{Done, End, Event, Limits, Operation, Protocol, RequestHead, Segment};
 use crate::model::{Body, Direction, Headers, Incomplete, Outcome, Request, Response, Timestamp, Timing, Version};
 
+/// Longest piece that is copied from an operation's end after a gap.
+const TAIL_BYTES: usize = 8;
 /// Shortest request there can be (`GET / HTTP/1.0`, two bare line feeds): less cannot hide a whole one.
 const SHORTEST_REQUEST: u64 = 16;
 /// A head that came in pieces leaves its buffer for the next one, up to this size.
@@ -72,8 +74,17 @@ struct Stream {
     scanned: usize,
     /// Where the head in `buffer` began.
     begun: Begun,
-    /// The operation of the gap just before.
-    after_gap: Option<Operation>,
+    /// The operation that the last bytes came from.
+    last_bytes: Option<Operation>,
+    /// The gap just before.
+    after_gap: Option<Gap>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    operation: Operation,
+    /// Bytes of the same operation came before it.
+    within: bool,
 }
 
 #[derive(Debug)]
@@ -282,8 +293,12 @@ impl Connection {
         out: &mut Vec<Event>,
     ) {
         let stream = self.stream(direction);
-        let mut at_start = stream.after_gap != Some(operation);
-        stream.after_gap = None;
+        let mut at_start = match stream.after_gap.take() {
+            // Of one operation: what was copied of it, what was not, a tail. Or a hole before it, and its first bytes.
+            Some(gap) if gap.operation == operation => !gap.within && bytes.len() > TAIL_BYTES,
+            _ => true,
+        };
+        stream.last_bytes = Some(operation);
         if at_start && matches!(stream.state, State::Content { .. }) {
             self.cut_content(direction, bytes, operation, out);
         }
@@ -370,7 +385,8 @@ impl Connection {
     fn on_gap(&mut self, direction: Direction, len: u64, operation: Operation, out: &mut Vec<Event>) {
         let is_request = self.requests == Some(direction);
         let stream = self.stream(direction);
-        stream.after_gap = Some(operation);
+        let within = stream.last_bytes == Some(operation);
+        stream.after_gap = Some(Gap { operation, within });
         let State::Content { content, .. } = &mut stream.state else {
             self.lose_head(direction, len, operation, out);
             return;
@@ -1179,7 +1195,14 @@ impl Entry {
 
 impl Stream {
     fn new() -> Self {
-        Self { state: State::Seek, buffer: Vec::new(), scanned: 0, begun: Begun::default(), after_gap: None }
+        Self {
+            state: State::Seek,
+            buffer: Vec::new(),
+            scanned: 0,
+            begun: Begun::default(),
+            last_bytes: None,
+            after_gap: None,
+        }
     }
 
     /// Out of step.
