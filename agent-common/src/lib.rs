@@ -3,6 +3,7 @@
 //! Layout rules: `repr(C)`, explicit padding, fixed-width integers only (no `bool`, `usize`, pointers or enums with
 //! data), native byte order, and an assertion on the size beside each type, which both sides compile.
 #![no_std]
+#![expect(clippy::inline_always, reason = "a BPF program is one function: a call costs verifier state and stack")]
 
 pub mod classify;
 pub mod config;

@@ -105,6 +105,15 @@ impl<R: RouteInference> Assessor<R> {
         Some(self.rules.redactor.report(exchange, &workload, route, wall(exchange.timing.start)))
     }
 
+    /// No call of this process will ever be reported under these rules: the kernel need not follow it.
+    pub fn excludes_process(&mut self, process: ProcessRef, now: Timestamp) -> bool {
+        !self.workloads.wants_facts(process)
+            && self
+                .workloads
+                .get(process, now.0)
+                .is_some_and(|workload| workload.opted_out || self.rules.filter.excludes_process(&workload))
+    }
+
     /// Forget what was not used for long. Called about once a second.
     pub fn on_tick(&mut self, now: Timestamp) {
         self.workloads.on_tick(now.0);

@@ -275,7 +275,7 @@ impl Capture {
         conn.fruitless = 0;
         let mirror = mirror_requests(table, data.conn, events);
         if let Some(conn) = table.touch(data.conn) {
-            settle(conn, mirror, tracer, counts, events, out);
+            settle(conn, mirror.as_deref(), tracer, counts, events, out);
         }
     }
 
@@ -450,7 +450,7 @@ const fn role_of(request_direction: Direction) -> Role {
 /// Turn the parser's events into outputs.
 fn settle(
     conn: &mut Conn,
-    mirror: Option<Vec<OpenExchange>>,
+    mirror: Option<&[OpenExchange]>,
     tracer: &mut Tracer,
     counts: &mut Counts,
     events: &mut Vec<Event>,
@@ -458,7 +458,7 @@ fn settle(
 ) {
     for event in events.drain(..) {
         match event {
-            Event::RequestHead(head) => on_request(conn, &head, mirror.as_deref(), tracer, counts, out),
+            Event::RequestHead(head) => on_request(conn, &head, mirror, tracer, counts, out),
             Event::Done(done) => out.push(Output::Exchange(Box::new(on_done(conn, *done, tracer, counts)))),
         }
     }
@@ -500,15 +500,12 @@ fn on_request(
 
 fn on_done(conn: &mut Conn, done: Done, tracer: &mut Tracer, counts: &mut Counts) -> Exchange {
     let open = conn.open.iter().position(|open| open.key == done.exchange).map(|at| conn.open.remove(at));
-    let context = match &open {
-        Some(open) => {
-            end_open(tracer, open);
-            open.context
-        }
-        None => {
-            counts.roots += 1;
-            tracer.root()
-        }
+    let context = if let Some(open) = &open {
+        end_open(tracer, open);
+        open.context
+    } else {
+        counts.roots += 1;
+        tracer.root()
     };
     counts.exchanges += 1;
     counts.without_request += u64::from(done.request.is_none());

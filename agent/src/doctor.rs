@@ -74,7 +74,7 @@ pub fn diagnose() -> Diagnosis {
         }
     };
     diagnosis.backend = Some(plan.backend.name());
-    diagnosis.lost = plan.lost.clone();
+    diagnosis.lost.clone_from(&plan.lost);
     if plan.backend != bpf::SocketBackend::ALL[0] {
         diagnosis.verdict = Verdict::Degraded;
     }

@@ -39,16 +39,33 @@ impl Filter {
     }
 }
 
+impl Filter {
+    /// True when no call of the process can be selected, whatever its connection: the kernel need not follow it.
+    pub fn excludes_process(&self, workload: &Workload) -> bool {
+        let by_process = |target: &Target| target.matches_process(workload);
+        let hopeless = !self.targets.is_empty() && !self.targets.iter().any(|target| by_process(target).unwrap_or(true));
+        hopeless || self.exclude.iter().any(|target| by_process(target).unwrap_or(false))
+    }
+}
+
 impl Target {
-    fn matches(&self, workload: &Workload, connection: &Connection, role: Role) -> bool {
+    /// What the process alone decides; `None` when the connection decides.
+    fn matches_process(&self, workload: &Workload) -> Option<bool> {
         match self {
-            Self::Pid(pid) => connection.process.pid == *pid,
+            Self::Pid(pid) => Some(workload.process.pid == *pid),
             Self::Exe(glob) => {
                 let with_path = glob.glob().glob().contains('/');
                 let name = if with_path { &workload.executable_path } else { &workload.executable_name };
-                name.as_deref().is_some_and(|name| glob.is_match(name))
+                Some(name.as_deref().is_some_and(|name| glob.is_match(name)))
             }
-            Self::Cgroup(glob) => workload.cgroup_path.as_deref().is_some_and(|path| glob.is_match(path)),
+            Self::Cgroup(glob) => Some(workload.cgroup_path.as_deref().is_some_and(|path| glob.is_match(path))),
+            Self::Port(_) => None,
+        }
+    }
+
+    fn matches(&self, workload: &Workload, connection: &Connection, role: Role) -> bool {
+        match self {
+            Self::Pid(pid) => connection.process.pid == *pid,
             Self::Port(port) => {
                 let server = match role {
                     Role::Server => &connection.local,
@@ -56,6 +73,7 @@ impl Target {
                 };
                 server.port() == Some(*port)
             }
+            Self::Exe(_) | Self::Cgroup(_) => self.matches_process(workload).unwrap_or(false),
         }
     }
 }
@@ -225,5 +243,25 @@ mod tests {
             let error = text.parse::<Target>().unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_process_is_excluded_as_a_whole_only_when_no_connection_could_save_it() {
+        let workload = Workload {
+            process: ProcessRef { pid: 7, start_ns: 1 },
+            executable_name: Some("wrk".into()),
+            ..Workload::default()
+        };
+        let of = |targets: &[&str], exclude: &[&str]| {
+            let parse = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
+            Filter { targets: parse(targets), exclude: parse(exclude) }.excludes_process(&workload)
+        };
+        assert!(!of(&[], &[]));
+        assert!(of(&[], &["exe:wrk"]));
+        assert!(!of(&[], &["port:80"]), "only its calls to that port");
+        assert!(of(&["exe:nginx"], &[]));
+        assert!(!of(&["exe:nginx", "port:80"], &[]), "its calls to that port are targets");
+        assert!(!of(&["pid:7"], &[]));
+        assert!(of(&["pid:7"], &["pid:7"]));
     }
 }

@@ -20,10 +20,12 @@ use crate::bpf::{self, Attached, Attachment, Plan, SocketBackend, Wanted};
 use crate::capture::{self, Capture};
 use crate::clock;
 use crate::config::{self, Backend, Config, Overrides};
+use crate::enrich::procfs::Procfs;
 use crate::export::otlp::{self, OtlpSettings, Protocol, Sampler, SignalSettings};
 use crate::export::{self, ExportHandle, Queue, console::Console, jsonl::Jsonl};
 use crate::inventory::route::{RouteLimits, TypedSegments};
 use crate::metrics::{MetricsConfig, Registry, names};
+use crate::model::ProcessRef;
 use crate::pipeline::assess::{self as assess_thread, Sinks};
 use crate::pipeline::capture as capture_thread;
 use crate::pipeline::governor::Governor;
@@ -246,7 +248,7 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
     let capture = {
         let core = Capture::new(capture_settings(&config, seed()?));
         let worker = capture_thread::Worker::new(core, Arc::clone(&shared), queue);
-        spawn("capture", move || worker.run(ring, None))?
+        spawn("capture", move || worker.run(ring))?
     };
 
     let (stop, stopping) = watch::channel(false);
@@ -447,6 +449,7 @@ async fn supervise(
     let mut governor = Governor::new(cpu_limit, budget);
     let mut cpu = (clock::cpu_ns(), clock::now());
     let mut modified = modified(&origin);
+    let mut muted = Muted::default();
     let mut lost = 0;
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -460,6 +463,7 @@ async fn supervise(
         if asked || now_modified != modified {
             modified = now_modified;
             reconfigure(&supervisor, &origin, &new_rules, &mut governor);
+            muted.clear(&supervisor);
         }
         let now = (clock::cpu_ns(), clock::now());
         if let Some(change) = governor.on_tick(now.0.saturating_sub(cpu.0), now.1.since(cpu.1)) {
@@ -472,10 +476,50 @@ async fn supervise(
         }
         cpu = now;
         limit_memory(&supervisor, &store);
-        for pid in supervisor.shared.take_muted() {
-            supervisor.kernel.with(|attached| attached.mute(pid));
-        }
+        muted.tick(&supervisor);
         lost = report_losses(&supervisor, lost);
+    }
+}
+
+/// Processes that the kernel was told to leave alone. A pid is let go when its process is gone: it may be another's
+/// next.
+#[derive(Default)]
+struct Muted(std::collections::HashMap<u32, u64>);
+
+/// Muted processes at most; the filters drop the calls of further ones.
+const MUTED_MAX: usize = 8_192;
+
+impl Muted {
+    fn tick(&mut self, supervisor: &Supervisor) {
+        let procfs = Procfs::new("/proc");
+        let gone: Vec<u32> = self
+            .0
+            .iter()
+            .filter(|&(&pid, &start_ns)| !procfs.is_alive(ProcessRef { pid, start_ns }))
+            .map(|(&pid, _)| pid)
+            .collect();
+        for pid in gone {
+            self.0.remove(&pid);
+            supervisor.kernel.with(|attached| {
+                attached.unmute(pid);
+                Ok(())
+            });
+        }
+        for process in supervisor.shared.take_muted() {
+            if self.0.len() < MUTED_MAX && self.0.insert(process.pid, process.start_ns).is_none() {
+                supervisor.kernel.with(|attached| attached.mute(process.pid));
+            }
+        }
+    }
+
+    /// The rules changed: everyone is looked at again.
+    fn clear(&mut self, supervisor: &Supervisor) {
+        for (pid, _) in self.0.drain() {
+            supervisor.kernel.with(|attached| {
+                attached.unmute(pid);
+                Ok(())
+            });
+        }
     }
 }
 

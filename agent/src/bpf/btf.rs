@@ -180,7 +180,7 @@ mod tests {
         types.extend([at("int"), 1 << 24, 4, 0x20]); // 1
         types.extend([0, STRUCT << 24 | 1, 8, at("q"), 1, 32]); // 2
         types.extend([0, UNION << 24 | 2, 8, 0, 2, 0, at("r"), 1, 0]); // 3
-        types.extend([at("b"), 1 << 31 | STRUCT << 24 | 2, 8, at("y"), 1, 0, at("z"), 1, 3 << 24 | 35]); // 4
+        types.extend([at("b"), 1 << 31 | STRUCT << 24 | 2, 8, at("y"), 1, 0, at("z"), 1, (3 << 24) + 35]); // 4
         types.extend([at("a"), STRUCT << 24 | 3, 24, at("x"), 1, 0, 0, 3, 64, at("in"), 4, 128]); // 5
         types.extend([at("btf_trace_t"), TYPEDEF << 24, 1]); // 6
         let types: Vec<u8> = types.iter().flat_map(|value| value.to_ne_bytes()).collect();

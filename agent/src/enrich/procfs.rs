@@ -72,6 +72,11 @@ impl Procfs {
         read_text(&self.root.join("self/mountinfo"), 4 * 1024 * 1024)
     }
 
+    /// The process is there still, and the same. Costs one read.
+    pub fn is_alive(&self, process: ProcessRef) -> bool {
+        start_of(&self.root.join(process.pid.to_string())).is_some_and(|start| same_start(process.start_ns, start))
+    }
+
     /// Facts of `process`, which is told from others with the same pid by its start, if that is known.
     pub fn facts(&self, process: ProcessRef) -> Result<ProcessFacts, Absent> {
         let directory = self.root.join(process.pid.to_string());

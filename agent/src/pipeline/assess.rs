@@ -124,10 +124,12 @@ impl Worker {
             self.assessor.on_process(workload, now);
         }
         let offset = self.wall_offset_ns;
-        let (assessor, sinks) = (&mut self.assessor, &self.sinks);
+        let (assessor, sinks, shared) = (&mut self.assessor, &self.sinks, &self.shared);
         let done = catch_unwind(AssertUnwindSafe(|| {
             if let Some(report) = assessor.on_exchange(exchange, |time| time.0.wrapping_add(offset)) {
                 sinks.take(report);
+            } else if assessor.excludes_process(process, exchange.timing.end) {
+                shared.mute(process);
             }
         }));
         if done.is_err() {

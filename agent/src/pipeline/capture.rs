@@ -57,14 +57,11 @@ impl Worker {
         Self { capture, shared, queue, pending: Vec::with_capacity(BATCH), last_tick: Timestamp(0) }
     }
 
-    /// Run until told to stop, then drain what is left. `tap` sees each record first.
-    pub fn run(mut self, mut records: impl Records, mut tap: Option<Box<dyn FnMut(&[u8]) + Send>>) {
+    /// Run until told to stop, then drain what is left.
+    pub fn run(mut self, mut records: impl Records) {
         loop {
             let stopping = self.shared.stop.load(Ordering::Acquire);
             let count = records.drain(&mut |record| {
-                if let Some(tap) = &mut tap {
-                    tap(record);
-                }
                 self.on_record(record);
             });
             self.shared.records.fetch_add(count as u64, Ordering::Relaxed);

@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::assess::AssessCounts;
 use crate::capture::{Counts, Output};
 use crate::enrich::EnrichCounts;
+use crate::model::ProcessRef;
 
 /// Outputs handed over at a time.
 pub const BATCH: usize = 512;
@@ -43,7 +44,7 @@ pub struct Shared {
     capture: Mutex<CaptureView>,
     assess: Mutex<AssessView>,
     /// Processes that the filters exclude, to be muted in the kernel.
-    muted: Mutex<Vec<u32>>,
+    muted: Mutex<Vec<ProcessRef>>,
 }
 
 /// State of the capture thread, as of its last tick.
@@ -62,7 +63,7 @@ pub struct AssessView {
 }
 
 /// Processes waiting to be muted at most; the rest comes with their next call.
-const MUTE_BACKLOG: usize = 4096;
+const MUTE_BACKLOG: usize = 256;
 
 impl Shared {
     pub fn capture(&self) -> CaptureView {
@@ -81,15 +82,15 @@ impl Shared {
         *self.assess.lock().unwrap_or_else(PoisonError::into_inner) = view;
     }
 
-    fn mute(&self, pid: u32) {
+    fn mute(&self, process: ProcessRef) {
         let mut muted = self.muted.lock().unwrap_or_else(PoisonError::into_inner);
-        if muted.len() < MUTE_BACKLOG && !muted.contains(&pid) {
-            muted.push(pid);
+        if muted.len() < MUTE_BACKLOG && !muted.contains(&process) {
+            muted.push(process);
         }
     }
 
     /// Processes to mute since the last call.
-    pub fn take_muted(&self) -> Vec<u32> {
+    pub fn take_muted(&self) -> Vec<ProcessRef> {
         std::mem::take(&mut *self.muted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
