@@ -121,8 +121,9 @@ fn show(agent: &Path, jaeger: &Path, dir: &Path, stop: &AtomicBool, lasts: Optio
     if calls.exists() {
         shell::run(shell::as_root("rm")?.arg("--").arg(&calls))?;
     }
-    let mut weir = shell::as_root("setpriv")?;
-    weir.args(["--pdeathsig", "TERM", "--"])
+    // Jaeger takes traces only. `env`, because sudo hands no environment on.
+    let mut weir = shell::as_root("env")?;
+    weir.args(["OTEL_METRICS_EXPORTER=none", "setpriv", "--pdeathsig", "TERM", "--"])
         .arg(agent)
         .args(["run", "--export", "console", "--export"])
         .arg(format!("jsonl:{}", calls.display()))
@@ -131,7 +132,7 @@ fn show(agent: &Path, jaeger: &Path, dir: &Path, stop: &AtomicBool, lasts: Optio
     let mut weir = Service::start("weir", &mut weir)?;
     wait_until_ready(&mut weir)?;
 
-    println!("demo: weir's page     http://{page}/ (or with the token, as printed above)");
+    println!("demo: weir's page     http://{page}/ with the token in the address above: it shows everybody's traffic");
     println!("demo: Jaeger's page   http://{jaeger_page}/");
     println!("demo: shop            http://127.0.0.1:{web}/ -> nginx -> python -> node");
     println!("demo: shop over TLS   https://127.0.0.1:{web_tls}/ (this leg is encrypted: see the last line)");
