@@ -321,6 +321,7 @@ pub(super) fn mask(head: &[u8]) -> Option<Vec<u8>> {
 /// Index the fields and note what they say.
 fn index(head: &[u8], raw: Bytes, headers: &[Header<'_>], most: usize) -> (Fields, Headers) {
     let mut seen = Fields::default();
+    let mut fields = Vec::with_capacity(headers.len().min(most));
     for header in headers {
         let name = header.name.as_bytes();
         match name.len() {
@@ -337,13 +338,11 @@ fn index(head: &[u8], raw: Bytes, headers: &[Header<'_>], most: usize) -> (Field
             }
             _ => {}
         }
+        if fields.len() < most {
+            fields.push(Field { name: range_in(head, name), value: range_in(head, header.value) });
+        }
     }
-    let fields = headers
-        .iter()
-        .take(most)
-        .map(|header| Field { name: range_in(head, header.name.as_bytes()), value: range_in(head, header.value) })
-        .collect();
-    let mut kept = Headers::new(raw, fields);
+    let mut kept = Headers::new(raw, fields.into_boxed_slice());
     kept.truncated = headers.len() > most;
     (seen, kept)
 }
