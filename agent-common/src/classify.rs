@@ -114,6 +114,26 @@ pub fn classify_word(first: u64) -> Start {
     }
 }
 
+/// Whether sixteen bytes begin with a request-line of a method that is not registered here (RFC 9110 section 16.1.1):
+/// capital letters, a space, and the start of a request-target. The target tells HTTP from the text protocols that
+/// begin with a word too.
+#[inline(always)]
+pub fn is_extension_method(first: &[u8; 16]) -> bool {
+    let mut letters = true;
+    let mut found = false;
+    let mut at = 0;
+    while at < 15 {
+        let byte = first[at];
+        let next = first[at + 1];
+        if letters && at >= 3 && byte == b' ' && (next == b'/' || next == b'*' || next == b'h') {
+            found = true;
+        }
+        letters = letters && (byte.is_ascii_uppercase() || byte == b'-');
+        at += 1;
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -164,6 +184,25 @@ mod tests {
                 let first = token | (fill & !mask(len));
                 assert_eq!(classify_word(first), Start::Request { bodyless });
             }
+        }
+    }
+
+    #[test]
+    fn extension_methods_need_a_target_behind_them() {
+        for (bytes, want) in [
+            (b"PROPFIND /a HTTP", true),
+            (b"MKCALENDAR /a HT", true),
+            (b"M-SEARCH * HTTP/", true),
+            (b"QUERY http://a/b", true),
+            (b"EHLO example.org", false),
+            (b"USER anonymous\r\n", false),
+            (b"PUB a.b 5\r\nhello", false),
+            (b"NO /short HTTP/1", false),
+            (b"PROPFINDPROPFIND", false),
+            (b"propfind /a HTTP", false),
+            (b"ABC x ABC /abcde", false),
+        ] {
+            assert_eq!(is_extension_method(bytes), want, "{bytes:?}");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A source (socket hook, descriptor walk, and later a TLS library) finds the connection's state and says where the
 //! bytes are; everything else, from classification to the budget, is here and only here.
 
-use agent_common::classify::{Start, classify, classify_word};
+use agent_common::classify::{Start, classify, classify_word, is_extension_method};
 use agent_common::counters::Counter;
 use agent_common::event::{Close, Data, Header, Open, data_flags, direction, kind, protocol};
 use agent_common::limits::{
@@ -141,7 +141,16 @@ fn decide<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, source: &S
     } else {
         (state.partial[index] | word << (8 * pending), if len + pending > 8 { 8 } else { len + pending })
     };
-    let start = if len >= 8 { classify_word(word) } else { classify(word, len) };
+    let mut start = if len >= 8 { classify_word(word) } else { classify(word, len) };
+    if let Start::Other = start
+        && pending == 0
+        && source.kind == Kind::Buffer
+        && moved.len >= 16
+        && let Some(first) = copy::user::<[u8; 16]>(source.base)
+        && is_extension_method(&first)
+    {
+        start = Start::Request { bodyless: false };
+    }
     state.partial_len[index] = 0;
     match start {
         Start::Request { .. } | Start::Response => {

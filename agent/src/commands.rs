@@ -230,6 +230,7 @@ fn replay(path: &Path, export: Vec<String>, time: Option<u32>) -> Result<ExitCod
             shared: Arc::clone(&shared),
             rules: Arc::new(Mutex::new(None)),
             wall_offset_ns: recording.wall_offset_ns,
+            own_socket: None,
         };
         let assess = std::thread::spawn(move || worker.run(&batches));
         let (mut core, mut malformed) = (Capture::new(run::capture_settings(&config, recording.seed)), 0_u64);

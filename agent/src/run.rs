@@ -242,6 +242,7 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
             shared: Arc::clone(&shared),
             rules: Arc::clone(&new_rules),
             wall_offset_ns: clock::wall_offset_ns(),
+            own_socket: config.admin.socket.as_deref().map(|path| path.to_string_lossy().into()),
         };
         spawn("assess", move || worker.run(&batches))?
     };

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::enrich::Enricher;
 use crate::export::ExportHandle;
 use crate::metrics::Registry;
-use crate::model::{CallReport, Exchange, Timestamp};
+use crate::model::{CallReport, Exchange, SocketAddress, Timestamp};
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -36,6 +36,8 @@ pub struct Worker {
     /// New rules from a changed configuration.
     pub rules: Arc<Mutex<Option<Rules>>>,
     pub wall_offset_ns: u64,
+    /// Path of the agent's control socket: calls to it are not reported. (Its TCP ends are left alone in the kernel.)
+    pub own_socket: Option<Box<str>>,
 }
 
 impl Sinks {
@@ -115,6 +117,11 @@ impl Worker {
     }
 
     fn on_exchange(&mut self, exchange: &Exchange) {
+        if let (Some(own), SocketAddress::Unix(path)) = (&self.own_socket, &exchange.connection.local)
+            && own == path
+        {
+            return;
+        }
         let process = exchange.connection.process;
         if let Some(enricher) = &mut self.enricher
             && self.assessor.wants_facts(process)
