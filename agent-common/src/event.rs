@@ -38,7 +38,7 @@ pub mod close_flags {
     pub const RECEIVE: u8 = 1;
     /// The process shut its sending side, or closed the socket.
     pub const SEND: u8 = 2;
-    /// The peer reset the connection.
+    /// The connection was reset, by either side.
     pub const RESET: u8 = 4;
 }
 

@@ -10,15 +10,17 @@ use crate::probes::socket;
 use crate::stream::{self, verdict};
 
 // include/net/tcp_states.h, user ABI.
+const TCP_ESTABLISHED: i32 = 1;
 const TCP_FIN_WAIT1: i32 = 4;
 const TCP_CLOSE: i32 = 7;
+const TCP_CLOSE_WAIT: i32 = 8;
 const TCP_LAST_ACK: i32 = 9;
 
 /// `tp_btf/inet_sock_set_state`: `void (const struct sock *sk, const int oldstate, const int newstate)`, Linux 4.16.
 /// May run in an interrupt: says nothing about the process. Emits Close for followed connections; creates nothing.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
-    if let Some(flags) = ended(ctx.arg(2)) {
+    if let Some(flags) = ended(ctx.arg(1), ctx.arg(2)) {
         let sk: *const u8 = ctx.arg(0);
         let found = socket::state(sk, false);
         if !found.is_null() {
@@ -37,7 +39,7 @@ pub(crate) fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
 /// The same for backend `sys_exit`, whose state is kept by address.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn inet_sock_set_state_walked(ctx: BtfTracePointContext) -> i32 {
-    if let Some(flags) = ended(ctx.arg(2)) {
+    if let Some(flags) = ended(ctx.arg(1), ctx.arg(2)) {
         let sk: *const u8 = ctx.arg(0);
         // SAFETY: the `struct sock` argument.
         let remote_port: u16 = unsafe { load(sk, &kernel::SKC_DPORT) };
@@ -59,12 +61,16 @@ pub(crate) fn inet_sock_set_state_walked(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Which directions end with this state. The peer's FIN alone (CLOSE_WAIT) ends nothing: what it sent may be unread.
+/// Which directions end with this change of state. The peer's FIN alone (CLOSE_WAIT) ends nothing: what it sent may be
+/// unread. A connection that was open and is closed at once was reset, by either side.
 #[inline(always)]
-fn ended(state: i32) -> Option<u8> {
-    match state {
-        TCP_FIN_WAIT1 | TCP_LAST_ACK => Some(close_flags::SEND),
-        TCP_CLOSE => Some(close_flags::SEND | close_flags::RECEIVE),
+fn ended(old: i32, new: i32) -> Option<u8> {
+    match (old, new) {
+        (_, TCP_FIN_WAIT1 | TCP_LAST_ACK) => Some(close_flags::SEND),
+        (TCP_ESTABLISHED | TCP_CLOSE_WAIT, TCP_CLOSE) => {
+            Some(close_flags::SEND | close_flags::RECEIVE | close_flags::RESET)
+        }
+        (_, TCP_CLOSE) => Some(close_flags::SEND | close_flags::RECEIVE),
         _ => None,
     }
 }
