@@ -145,6 +145,7 @@ fn show(agent: &Path, jaeger: &Path, dir: &Path, stop: &AtomicBool, lasts: Optio
     let mut client = shell::bound("python3");
     client
         .arg(fixtures.join("client.py"))
+        .env("OTEL_SERVICE_NAME", "customer")
         .args([web.to_string(), web_tls.to_string(), CALLS_PER_SECOND.to_string(), MOST_CALLS.to_string()])
         .stdout(log);
     let mut client = Service::start("client", &mut client)?;
@@ -226,10 +227,11 @@ fn start_jaeger(program: &Path) -> Result<(Service, SocketAddr, SocketAddr)> {
 fn start_services(fixtures: &Path, dir: &Path, shop: u16, stock: u16, web: u16, web_tls: u16) -> Result<Vec<Service>> {
     let mut services = Vec::new();
     let mut python = shell::bound("python3");
-    python.arg(fixtures.join("shop.py")).arg(shop.to_string());
+    // Two Python programs: their names tell them apart. nginx goes by its executable.
+    python.arg(fixtures.join("shop.py")).arg(shop.to_string()).env("OTEL_SERVICE_NAME", "shop");
     if let Some(node) = shell::find("node") {
         let mut node = shell::bound(node);
-        node.arg(fixtures.join("stock.js")).arg(stock.to_string());
+        node.arg(fixtures.join("stock.js")).arg(stock.to_string()).env("OTEL_SERVICE_NAME", "stock");
         services.push(Service::start("stock (node)", &mut node)?);
         wait_for(&mut services, stock)?;
         python.arg(stock.to_string());

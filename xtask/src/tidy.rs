@@ -145,10 +145,15 @@ const PURE: &[&str] = &[
     "agent/src/detect/",
     "agent/src/enforce.rs",
     "agent/src/event.rs",
+    "agent/src/event/",
+    "agent/src/filter.rs",
     "agent/src/inventory/",
+    "agent/src/metrics/",
     "agent/src/policy/",
     "agent/src/protocol/",
     "agent/src/redact.rs",
+    "agent/src/trace.rs",
+    "agent/src/trace/",
     "agent/src/workloads.rs",
 ];
 
