@@ -206,11 +206,7 @@ fn kernel_linker() -> Result<()> {
     }
     if !Path::new(LINKER_LLVM).join("bin/llvm-config").exists() {
         if !apt_has(LINKER_PACKAGES[0]) {
-            bail!(
-                "bpf-linker is missing, and so is {}, which it is built with. Install LLVM's development files, \
-                 at least of the version that `rustc -vV` names, then `cargo install bpf-linker`",
-                LINKER_PACKAGES[0]
-            );
+            return released_linker();
         }
         apt_install(LINKER_PACKAGES)?;
     }
@@ -227,6 +223,27 @@ fn kernel_linker() -> Result<()> {
         bail!("cargo installed bpf-linker, but it is in none of the directories of PATH");
     }
     Ok(())
+}
+
+/// Where the distribution has no LLVM to build it with: the program its authors release, in the way they recommend.
+fn released_linker() -> Result<()> {
+    let cargo = || Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let install = || -> Result<()> {
+        if shell::find("cargo-binstall").is_none() {
+            step("cargo install cargo-binstall (some minutes)");
+            shell::run(cargo().args(["install", "--quiet", "--locked", "cargo-binstall"]))?;
+        }
+        step(&format!("cargo binstall bpf-linker {LINKER_VERSION}"));
+        let package = format!("bpf-linker@{LINKER_VERSION}");
+        shell::run(cargo().args(["binstall", "--no-confirm", &package]).env("PATH", shell::path_with(None)?))
+    };
+    install().with_context(|| {
+        format!(
+            "bpf-linker is missing, and there is neither the package {} to build it with nor its release. Install LLVM's \
+             development files, at least of the version that `rustc -vV` names, then `cargo install bpf-linker`",
+            LINKER_PACKAGES[0]
+        )
+    })
 }
 
 /// rustfmt and clippy for the compiler that builds the agent.
