@@ -32,6 +32,12 @@ pub mod data_flags {
     pub const CONTINUES: u8 = 4;
 }
 
+/// [`Header::flags`] of an [`Open`](super::Open) record.
+pub mod open_flags {
+    /// Bytes had moved before the first record: the connection is older than the agent, or was recognised late.
+    pub const JOINED: u8 = 1;
+}
+
 /// [`Header::flags`] of a [`Close`](super::Close) record.
 pub mod close_flags {
     /// The process read end-of-file, or will read no more.

@@ -59,6 +59,10 @@ fields! {
     NET_INUM = "net"."ns.inum", Socket;
     TCP_COPIED_SEQ = "tcp_sock"."copied_seq", Socket;
     TCP_WRITE_SEQ = "tcp_sock"."write_seq", Socket;
+    TCP_RCV_NXT = "tcp_sock"."rcv_nxt", Socket;
+    TCP_SND_UNA = "tcp_sock"."snd_una", Socket;
+    TCP_BYTES_RECEIVED = "tcp_sock"."bytes_received", Socket;
+    TCP_BYTES_ACKED = "tcp_sock"."bytes_acked", Socket;
     TASK_GROUP_LEADER = "task_struct"."group_leader", Socket;
     TASK_START_BOOTTIME = "task_struct"."start_boottime", Socket;
     UNIX_ADDR = "unix_sock"."addr", Unix;

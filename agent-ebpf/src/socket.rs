@@ -19,6 +19,8 @@ pub(crate) trait Socket: Copy {
     fn id(self, now: u64) -> u64;
     /// TCP sequence number behind the last byte of the operation, if this is TCP.
     fn sequence_end(self, direction: u8) -> Option<u32>;
+    /// Bytes moved in either direction before this operation of `len` bytes.
+    fn is_older(self, direction: u8, len: u32) -> bool;
     /// Family, addresses, ports and network namespace.
     fn describe(self, open: *mut Open);
     /// Server's name of a Unix socket behind the record; returns its length.
@@ -52,6 +54,31 @@ pub(crate) fn address_key(address: &[u8; 16], port: u16) -> u64 {
     // SAFETY: sixteen bytes, read unaligned.
     let [low, high] = unsafe { address.as_ptr().cast::<[u64; 2]>().read_unaligned() };
     (low ^ high.rotate_left(23)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (port as u64) << 48 ^ port as u64
+}
+
+/// What the counters of `struct tcp_sock` say of the bytes before an operation. A SYN or FIN may count as one.
+#[inline(always)]
+fn moved_before(counters: Counters, direction: u8, len: u32) -> bool {
+    let unread = counters.rcv_nxt.wrapping_sub(counters.copied_seq);
+    let unacknowledged = counters.write_seq.wrapping_sub(counters.snd_una);
+    let received = counters.bytes_received.wrapping_sub(u64::from(unread));
+    let sent = counters.bytes_acked.wrapping_add(u64::from(unacknowledged));
+    let (received, sent) = if direction == direction::SEND {
+        (received, sent.wrapping_sub(u64::from(len)))
+    } else {
+        (received.wrapping_sub(u64::from(len)), sent)
+    };
+    // A count below zero is a FIN that was counted on one side only.
+    (received as i64) > 1 || (sent as i64) > 1
+}
+
+struct Counters {
+    copied_seq: u32,
+    rcv_nxt: u32,
+    write_seq: u32,
+    snd_una: u32,
+    bytes_received: u64,
+    bytes_acked: u64,
 }
 
 impl Trusted {
@@ -94,6 +121,26 @@ impl Socket for Trusted {
             } else {
                 load(tcp, &kernel::TCP_COPIED_SEQ)
             })
+        }
+    }
+
+    #[inline(always)]
+    fn is_older(self, direction: u8, len: u32) -> bool {
+        // SAFETY: the helper takes a trusted socket and returns a typed pointer or null.
+        unsafe {
+            let tcp = bpf_skc_to_tcp_sock(self.0.cast_mut().cast()).cast::<u8>().cast_const();
+            if tcp.is_null() {
+                return false;
+            }
+            let counters = Counters {
+                copied_seq: load(tcp, &kernel::TCP_COPIED_SEQ),
+                rcv_nxt: load(tcp, &kernel::TCP_RCV_NXT),
+                write_seq: load(tcp, &kernel::TCP_WRITE_SEQ),
+                snd_una: load(tcp, &kernel::TCP_SND_UNA),
+                bytes_received: load(tcp, &kernel::TCP_BYTES_RECEIVED),
+                bytes_acked: load(tcp, &kernel::TCP_BYTES_ACKED),
+            };
+            moved_before(counters, direction, len)
         }
     }
 
@@ -169,6 +216,23 @@ impl Socket for Walked {
         } else {
             probe(self.0, &kernel::TCP_COPIED_SEQ)
         }
+    }
+
+    #[inline(always)]
+    fn is_older(self, direction: u8, len: u32) -> bool {
+        if self.sequence_end(direction).is_none() {
+            return false;
+        }
+        let word = |field| probe::<u32>(self.0, field).unwrap_or(0);
+        let counters = Counters {
+            copied_seq: word(&kernel::TCP_COPIED_SEQ),
+            rcv_nxt: word(&kernel::TCP_RCV_NXT),
+            write_seq: word(&kernel::TCP_WRITE_SEQ),
+            snd_una: word(&kernel::TCP_SND_UNA),
+            bytes_received: probe(self.0, &kernel::TCP_BYTES_RECEIVED).unwrap_or(0),
+            bytes_acked: probe(self.0, &kernel::TCP_BYTES_ACKED).unwrap_or(0),
+        };
+        moved_before(counters, direction, len)
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@
 
 use agent_common::classify::{Start, classify, classify_word, is_extension_method};
 use agent_common::counters::Counter;
-use agent_common::event::{Close, Data, Header, Open, data_flags, direction, kind, protocol};
+use agent_common::event::{Close, Data, Header, Open, data_flags, direction, kind, open_flags, protocol};
 use agent_common::limits::{
     BURST_THRESHOLD, CLASSIFY_TURNS, PREFIX_AFTER_BUDGET, RECORD_PAYLOAD_MAX, RECORDS_PER_OPERATION, TAIL,
     UNIX_PATH_MAX,
@@ -431,7 +431,11 @@ fn open<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, protocol: u8
         record.header = Header {
             kind: kind::OPEN,
             direction: moved.direction,
-            flags: 0,
+            flags: if state.flags & flag::OPENED == 0 && socket.is_older(moved.direction, moved.len) {
+                open_flags::JOINED
+            } else {
+                0
+            },
             backend: moved.backend,
             seq: 0,
             conn: state.id,

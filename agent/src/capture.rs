@@ -101,6 +101,15 @@ pub struct Counts {
     pub tracer_evicted: u64,
 }
 
+/// How a connection was met.
+#[derive(Clone, Copy, Debug)]
+struct Met {
+    /// Its description was lost.
+    orphan: bool,
+    /// Bytes had moved before: a response may answer a request that nobody saw.
+    joined: bool,
+}
+
 /// The core.
 pub struct Capture {
     settings: Settings,
@@ -237,7 +246,7 @@ impl Capture {
             conn.info = info;
             conn.mirror = None;
         } else {
-            self.insert(info, false, out);
+            self.insert(info, Met { orphan: false, joined: open.joined }, out);
         }
     }
 
@@ -258,7 +267,7 @@ impl Capture {
                 netns: 0,
                 first_seen: data.time,
             });
-            self.insert(info, true, out);
+            self.insert(info, Met { orphan: true, joined: true }, out);
         }
         let Self { table, tracer, counts, events, .. } = self;
         let Some(conn) = table.touch(data.conn) else { return };
@@ -331,11 +340,16 @@ impl Capture {
         text
     }
 
-    fn insert(&mut self, info: Arc<Connection>, orphan: bool, out: &mut Vec<Output>) {
+    fn insert(&mut self, info: Arc<Connection>, met: Met, out: &mut Vec<Output>) {
         while self.table.is_full() && self.evict_oldest(out) {}
         self.counts.connections += 1;
         let (id, last) = (info.id, info.first_seen);
-        let parser: Box<dyn Protocol> = Box::new(protocol::http1::Connection::new(self.settings.limits));
+        let limits = self.settings.limits;
+        let parser: Box<dyn Protocol> = Box::new(if met.joined {
+            protocol::http1::Connection::joined(limits)
+        } else {
+            protocol::http1::Connection::new(limits)
+        });
         self.table.insert(
             id,
             Conn {
@@ -346,7 +360,7 @@ impl Capture {
                 open: Vec::new(),
                 fruitless: 0,
                 last,
-                orphan,
+                orphan: met.orphan,
                 mirror: None,
             },
         );

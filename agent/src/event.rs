@@ -44,6 +44,8 @@ pub struct Open {
     pub process: ProcessRef,
     pub cgroup: u64,
     pub comm: Comm,
+    /// Bytes had moved before the first record.
+    pub joined: bool,
 }
 
 /// Bytes moved by one operation, or by one record's share of it.
@@ -284,6 +286,7 @@ fn decode_open(fields: Fields<'_>) -> Result<Open, DecodeError> {
         },
         cgroup: fields.u64(offset_of!(raw::Open, cgroup))?,
         comm: Comm(fields.array(offset_of!(raw::Open, comm))?),
+        joined: fields.u8(offset_of!(raw::Header, flags))? & raw::open_flags::JOINED != 0,
     })
 }
 
