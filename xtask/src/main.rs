@@ -6,6 +6,7 @@
 
 mod artifacts;
 mod build;
+mod container;
 mod demo;
 mod ebpf;
 mod initramfs;
@@ -55,6 +56,9 @@ enum Task {
         /// On every kernel, and under lockdown
         #[arg(long)]
         all: bool,
+        /// Only the steps whose name contains this
+        #[arg(long, value_name = "NAME")]
+        step: Option<String>,
     },
     /// Run the kernel tests in emulated machines
     Vm {
@@ -98,7 +102,7 @@ fn run(task: Task) -> Result<()> {
             Ok(())
         }
         Task::Demo { seconds } => demo::run(seconds),
-        Task::Test { all } => test::run(all),
+        Task::Test { all, step } => test::run(all, step.as_deref()),
         Task::Vm { kernels, lockdown, test } => {
             let kernels = if kernels.is_empty() {
                 vm::KERNELS.iter().map(|&kernel| kernel.to_owned()).collect()

@@ -5,11 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     artifacts::{self, Artifact},
-    ebpf,
+    container, ebpf,
     results::{Count, Results},
     setup::{self, Purpose},
     shell, tidy,
@@ -26,15 +26,26 @@ struct Step {
     result: Result<String>,
 }
 
-/// Run all; with `all` on every kernel and under lockdown, else in one machine.
+/// Steps that run what the step `build` built.
+const UNIT: &str = "unit and property tests";
+const KERNEL: &str = "kernel tests";
+
+/// Run all; with `all` on every kernel and under lockdown, else in one machine. With `only`, the steps whose name has it.
 ///
 /// # Errors
-/// Any step failed; a table of all steps is printed in any case.
-pub(crate) fn run(all: bool) -> Result<()> {
+/// Any step failed, or none was run; a table of the steps is printed in any case.
+pub(crate) fn run(all: bool, only: Option<&str>) -> Result<()> {
+    let wanted = |name: &str| {
+        let named = |name: &str| only.is_none_or(|only| name.contains(only));
+        named(name) || (name == "build" && (named(UNIT) || named(KERNEL)))
+    };
     let start = Instant::now();
     let mut steps = Vec::new();
     let mut sum = Count::default();
     let mut step = |name: &str, work: &mut dyn FnMut() -> Result<String>| {
+        if !wanted(name) {
+            return;
+        }
         println!("\n== {name}");
         let start = Instant::now();
         let result = work();
@@ -60,31 +71,30 @@ pub(crate) fn run(all: bool) -> Result<()> {
         built = artifacts::build(ebpf::cargo()?.args(build))?;
         Ok(format!("{} programs", built.len()))
     });
-    if !built.is_empty() {
-        step("unit and property tests", &mut || {
-            let count = unit(&built)?;
-            sum += count;
-            Ok(count.to_string())
-        });
-        step("documentation tests", &mut || {
-            let transcript = shell::tee(ebpf::cargo()?.args(["test", "--workspace", "--doc", "--quiet"]))?;
-            if !transcript.status.success() {
-                bail!("an example in the documentation does not work");
-            }
-            Ok(String::new())
-        });
-        step("kernel tests", &mut || {
-            let count = kernel(&built)?;
-            sum += count;
-            Ok(count.to_string())
-        });
-        for machine in machines(all) {
-            step(&format!("machine with kernel {}", machine.name()), &mut || {
-                let count = vm::run(std::slice::from_ref(&machine), None)?;
-                sum += count;
-                Ok(count.to_string())
-            });
+    step(UNIT, &mut || {
+        let count = unit(&built)?;
+        sum += count;
+        Ok(count.to_string())
+    });
+    step("documentation tests", &mut || {
+        let transcript = shell::tee(ebpf::cargo()?.args(["test", "--workspace", "--doc", "--quiet"]))?;
+        if !transcript.status.success() {
+            bail!("an example in the documentation does not work");
         }
+        Ok(String::new())
+    });
+    step(KERNEL, &mut || {
+        let count = kernel(&built)?;
+        sum += count;
+        Ok(count.to_string())
+    });
+    step("container", &mut container::run);
+    for machine in machines(all) {
+        step(&format!("machine with kernel {}", machine.name()), &mut || {
+            let count = vm::run(std::slice::from_ref(&machine), None)?;
+            sum += count;
+            Ok(count.to_string())
+        });
     }
     summary(&steps, sum, start.elapsed())
 }
@@ -103,6 +113,7 @@ fn machines(all: bool) -> Vec<Machine> {
 
 /// Run the tests that need nothing, as cargo would: in the directory of their package.
 fn unit(built: &[Artifact]) -> Result<Count> {
+    ensure!(!built.is_empty(), "nothing was built");
     let mut results = Results::default();
     let mut failed = Vec::new();
     for test in built.iter().filter(|artifact| artifact.is_test && artifact.target != KERNEL_TESTS) {
@@ -160,6 +171,7 @@ fn host_kernel() -> &'static str {
 }
 
 fn summary(steps: &[Step], sum: Count, took: Duration) -> Result<()> {
+    ensure!(!steps.is_empty(), "no step has such a name");
     println!("\n{:<36} {:<8} {:>8}", "step", "result", "seconds");
     for step in steps {
         let (word, detail) = match &step.result {

@@ -13,8 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    artifacts::{self, Artifact},
-    ebpf,
+    artifacts, ebpf,
     initramfs::{self, Entry},
     results::{Count, ExpectedSkips, Results},
     setup::{self, Purpose},
@@ -111,8 +110,8 @@ pub(crate) fn skip_faults(kernel: &str, list: &ExpectedSkips, results: &Results,
     unexpected.map(|(name, _)| format!("{kernel}: unexpected skip of {name}")).collect()
 }
 
-/// The archive, as a file: the statically linked agent and tests, and what runs them.
-fn build(filter: Option<&str>) -> Result<PathBuf> {
+/// Path of a program without a dynamic linker: the agent, or the kernel tests.
+pub(crate) fn static_program(name: &str, test: bool) -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let mut cargo = ebpf::cargo()?;
     cargo
@@ -121,10 +120,15 @@ fn build(filter: Option<&str>) -> Result<PathBuf> {
         // Uprobe tests need the symbols; the lines of the source would be most of the archive.
         .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=debuginfo");
     let built = artifacts::build(&mut cargo)?;
+    let found = built.into_iter().find(|artifact| artifact.target == name && artifact.is_test == test);
+    Ok(found.with_context(|| format!("cargo built no `{name}`"))?.executable)
+}
+
+/// The archive, as a file: the statically linked agent and tests, and what runs them.
+fn build(filter: Option<&str>) -> Result<PathBuf> {
     let read = |name: &str, test: bool| -> Result<Vec<u8>> {
-        let found = |artifact: &&Artifact| artifact.target == name && artifact.is_test == test;
-        let artifact = built.iter().find(found).with_context(|| format!("cargo built no `{name}`"))?;
-        fs::read(&artifact.executable).with_context(|| format!("cannot read {}", artifact.executable.display()))
+        let program = static_program(name, test)?;
+        fs::read(&program).with_context(|| format!("cannot read {}", program.display()))
     };
     let (weir, it) = (read("weir", false)?, read("it", true)?);
     let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
