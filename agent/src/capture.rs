@@ -546,7 +546,7 @@ fn on_done(conn: &mut Conn, done: Done, tracer: &mut Tracer, counts: &mut Counts
 
 fn end_open(tracer: &mut Tracer, open: &OpenExchange) {
     if open.role == Role::Server {
-        tracer.end_server(open.thread, &open.context);
+        tracer.end_server(open.thread, open.carried, &open.context);
     }
 }
 

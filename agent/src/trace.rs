@@ -54,15 +54,25 @@ struct Served {
     multiplexes: bool,
 }
 
+/// Server exchanges of one process that have something in common.
+#[derive(Clone, Copy, Debug)]
+struct Alike {
+    open: u32,
+    /// The one that began last.
+    span_id: SpanId,
+    /// Others were open with it: which of them causes a call cannot be told, not even when only one is left.
+    shared: bool,
+}
+
 /// Assigns contexts.
 #[derive(Debug)]
 pub struct Tracer {
     state: u64,
     threads: LruCache<Thread, Served, FxBuildHasher>,
     /// `traceparent` values that a process received, with the span that received them.
-    incoming: LruCache<(u32, Traceparent), SpanId, FxBuildHasher>,
-    /// Open server exchanges by process and trace: how many, and the newest.
-    by_trace: LruCache<(u32, TraceId), (u32, SpanId), FxBuildHasher>,
+    incoming: LruCache<(u32, Traceparent), Alike, FxBuildHasher>,
+    /// Open server exchanges by process and trace.
+    by_trace: LruCache<(u32, TraceId), Alike, FxBuildHasher>,
     pub evicted: u64,
 }
 
@@ -182,23 +192,21 @@ impl Tracer {
     /// A client's request.
     pub fn client(&mut self, thread: Thread, carried: Option<Traceparent>) -> (TraceContext, Link) {
         if let Some(carried) = carried {
-            if let Some(parent) = self.incoming.get(&(thread.pid, carried)).copied() {
+            if let Some(received) = self.incoming.get(&(thread.pid, carried)).copied() {
                 // Passed on as it came: the process added no span of its own, so ours stands between.
                 let span_id = self.span_id();
                 let context = TraceContext {
                     trace_id: carried.trace_id,
                     span_id,
-                    parent: Some(parent),
+                    parent: (!received.shared).then_some(received.span_id),
                     parent_remote: false,
                     sampled: Some(carried.sampled),
                 };
-                return (context, Link::Header);
+                return (context, if received.shared { Link::Ambiguous } else { Link::Header });
             }
             // The process made it for this call: the id it carries is this call's, so that the server is its child.
-            let parent = match self.by_trace.peek(&(thread.pid, carried.trace_id)) {
-                Some((1, span_id)) => Some(*span_id),
-                _ => None,
-            };
+            let serving = self.by_trace.peek(&(thread.pid, carried.trace_id));
+            let parent = serving.filter(|serving| !serving.shared).map(|serving| serving.span_id);
             let context = TraceContext {
                 trace_id: carried.trace_id,
                 span_id: carried.parent_id,
@@ -212,8 +220,7 @@ impl Tracer {
         match served {
             Served { open: 1, context: Some((trace_id, parent, sampled)), multiplexes: false } => {
                 let span_id = self.span_id();
-                let context =
-                    TraceContext { trace_id, span_id, parent: Some(parent), parent_remote: false, sampled };
+                let context = TraceContext { trace_id, span_id, parent: Some(parent), parent_remote: false, sampled };
                 (context, Link::Thread)
             }
             Served { open: 0, .. } => (self.root(), Link::Root),
@@ -221,8 +228,8 @@ impl Tracer {
         }
     }
 
-    /// A server's exchange ended.
-    pub fn end_server(&mut self, thread: Thread, context: &TraceContext) {
+    /// A server's exchange ended; `carried` is what its request carried.
+    pub fn end_server(&mut self, thread: Thread, carried: Option<Traceparent>, context: &TraceContext) {
         if let Some(served) = self.threads.get_mut(&thread) {
             served.open = served.open.saturating_sub(1);
             if served.open == 0 {
@@ -230,11 +237,15 @@ impl Tracer {
             }
         }
         let key = (thread.pid, context.trace_id);
-        if let Some(entry) = self.by_trace.get_mut(&key) {
-            entry.0 = entry.0.saturating_sub(1);
-            if entry.0 == 0 {
+        if let Some(serving) = self.by_trace.get_mut(&key) {
+            serving.open = serving.open.saturating_sub(1);
+            if serving.open == 0 {
                 self.by_trace.remove(&key);
             }
+        }
+        // Remembered beyond its end: a process may answer first and pass the value on afterwards.
+        if let Some(received) = carried.and_then(|carried| self.incoming.get_mut(&(thread.pid, carried))) {
+            received.open = received.open.saturating_sub(1);
         }
     }
 
@@ -250,11 +261,9 @@ impl Tracer {
         served.context = Some((context.trace_id, context.span_id, context.sampled));
         self.evicted += u64::from(insert(&mut self.threads, thread, served));
         if let Some(carried) = carried {
-            self.evicted += u64::from(insert(&mut self.incoming, (thread.pid, carried), context.span_id));
+            self.evicted += u64::from(join(&mut self.incoming, (thread.pid, carried), context.span_id));
         }
-        let key = (thread.pid, context.trace_id);
-        let open = self.by_trace.get(&key).map_or(0, |entry| entry.0);
-        self.evicted += u64::from(insert(&mut self.by_trace, key, (open + 1, context.span_id)));
+        self.evicted += u64::from(join(&mut self.by_trace, (thread.pid, context.trace_id), context.span_id));
     }
 
     fn trace_id(&mut self) -> TraceId {
@@ -283,6 +292,13 @@ impl Tracer {
             }
         }
     }
+}
+
+/// One more server exchange of that kind; true when something else had to go.
+fn join<K: Eq + Hash>(table: &mut LruCache<K, Alike, FxBuildHasher>, key: K, span_id: SpanId) -> bool {
+    let before = table.get(&key).copied().filter(|alike| alike.open > 0);
+    let open = before.map_or(0, |alike| alike.open) + 1;
+    insert(table, key, Alike { open, span_id, shared: before.is_some() })
 }
 
 /// Insert; true when something else had to go.
