@@ -1,4 +1,12 @@
 //! The kernel floor: one binary, so that it can be copied into a VM as one file.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::string_slice,
+    reason = "a test fails by panicking"
+)]
 #![allow(clippy::disallowed_methods, reason = "real servers run on the real clock")]
+
+mod plaintext;

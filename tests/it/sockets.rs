@@ -1,0 +1,410 @@
+//! Every way to move bytes through a socket, seen once and with the right identity. Runs in a bare machine too.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use weir_tests::agent::{Agent, Options, at, text};
+use weir_tests::server;
+use weir_tests::{client, skip, wait_until, which};
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn backends() -> [Options; 2] {
+    let with = |config: &str| Options { config: config.to_owned(), ..Options::default() };
+    [with(""), with("capture: { backend: sys_exit }")]
+}
+
+/// A system call that sends or receives.
+type Move = fn(i32, &mut [u8]) -> isize;
+
+fn iovecs(bytes: &mut [u8]) -> [libc::iovec; 3] {
+    let third = bytes.len() / 3;
+    let base = bytes.as_mut_ptr().cast::<libc::c_void>();
+    let part = |from: usize, to: usize| libc::iovec { iov_base: base.wrapping_byte_add(from), iov_len: to - from };
+    [part(0, third), part(third, third), part(third, bytes.len())]
+}
+
+fn header(vectors: &mut [libc::iovec]) -> libc::msghdr {
+    // SAFETY: all zero is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = vectors.as_mut_ptr();
+    header.msg_iovlen = vectors.len() as _;
+    header
+}
+
+// SAFETY (all of these): descriptors are open, and pointers and lengths are those of live buffers.
+const SENDS: [(&str, Move); 6] = [
+    ("write", |fd, bytes| unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) }),
+    ("send", |fd, bytes| unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), 0) }),
+    ("writev", |fd, bytes| unsafe { libc::writev(fd, iovecs(bytes).as_ptr(), 3) }),
+    ("pwritev2", |fd, bytes| unsafe { libc::syscall(libc::SYS_pwritev2, fd, iovecs(bytes).as_ptr(), 3, -1, -1, 0) as isize }),
+    ("sendmsg", |fd, bytes| unsafe { libc::sendmsg(fd, &header(&mut iovecs(bytes)), 0) }),
+    ("sendmmsg", |fd, bytes| unsafe {
+        let mut vectors = iovecs(bytes);
+        let mut message = libc::mmsghdr { msg_hdr: header(&mut vectors), msg_len: 0 };
+        if libc::sendmmsg(fd, &mut message, 1, 0) == 1 { message.msg_len as isize } else { -1 }
+    }),
+];
+
+// SAFETY: as above.
+const RECEIVES: [(&str, Move); 5] = [
+    ("read", |fd, bytes| unsafe { libc::read(fd, bytes.as_mut_ptr().cast(), bytes.len()) }),
+    ("recv", |fd, bytes| unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), 0) }),
+    ("readv", |fd, bytes| unsafe { libc::readv(fd, iovecs(bytes).as_ptr(), 3) }),
+    ("recvmsg", |fd, bytes| unsafe { libc::recvmsg(fd, &mut header(&mut iovecs(bytes)), 0) }),
+    ("peek then recv", |fd, bytes| unsafe {
+        libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), libc::MSG_PEEK);
+        libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), 0)
+    }),
+];
+
+/// One exchange over `connection`, both ends moving bytes by the given calls.
+fn exchange(client: i32, server: i32, send: Move, receive: Move, id: &str) {
+    let mut buffer = vec![0; 4096];
+    let mut pass = |from: i32, to: i32, message: &mut Vec<u8>| {
+        assert_eq!(send(from, message), message.len() as isize, "send");
+        let mut got = 0;
+        while got < message.len() {
+            let read = receive(to, &mut buffer);
+            assert!(read > 0, "receive: {}", std::io::Error::last_os_error());
+            got += read as usize;
+        }
+    };
+    pass(client, server, &mut client::request("GET", &format!("/form/{id}"), "").clone());
+    pass(server, client, &mut format!("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Id: {id}\r\n\r\nhello").into_bytes());
+}
+
+#[test]
+fn every_form_of_send_and_receive_is_seen_once_on_both_ends() {
+    for options in backends() {
+        let agent = Agent::start(&options);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = client::connect(port);
+        let server = listener.accept().unwrap().0;
+        let mut wanted = Vec::new();
+        for (send, send_call) in SENDS {
+            for (receive, receive_call) in RECEIVES {
+                let id = format!("{send}-{}", receive.replace(' ', "-"));
+                exchange(client.as_raw_fd(), server.as_raw_fd(), send_call, receive_call, &id);
+                wanted.push(format!("/form/{id}"));
+            }
+        }
+        let calls = agent.wait_for(SOON, |calls| at(calls, "server", port).len() >= wanted.len());
+        for kind in ["server", "client"] {
+            let seen: Vec<&str> = at(&calls, kind, port).iter().map(|call| text(call, "url.path")).collect();
+            assert_eq!(seen, wanted, "{kind} {:?}", options.config);
+        }
+        for call in at(&calls, "server", port) {
+            assert_eq!(call["http.response.status_code"], 200);
+            assert_eq!(call["http.response.body.size"], 5);
+            assert_eq!(call["process.pid"], std::process::id());
+            assert_eq!(call["client.port"], client.local_addr().unwrap().port());
+            assert!(call.get("weir.incomplete").is_none(), "{call}");
+        }
+        agent.stop();
+    }
+}
+
+#[test]
+fn several_messages_in_one_call_are_counted_and_their_content_left_unknown() {
+    let agent = Agent::start(&Options::default());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = client::connect(listener.local_addr().unwrap().port());
+    let mut server = listener.accept().unwrap().0;
+    // The connection is known to speak HTTP before.
+    exchange(client.as_raw_fd(), server.as_raw_fd(), SENDS[0].1, RECEIVES[0].1, "before");
+    let before = agent.metric("weir_kernel_total", &["bytes_opaque"]);
+    let mut request = client::request("GET", "/two", "");
+    let (first, second) = request.split_at_mut(10);
+    let mut vectors = [first, second].map(|part| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() });
+    let [a, b] = &mut vectors;
+    let mut messages = [a, b].map(|vector| libc::mmsghdr { msg_hdr: header(std::slice::from_mut(vector)), msg_len: 0 });
+    // SAFETY: both messages point to live buffers.
+    assert_eq!(unsafe { libc::sendmmsg(client.as_raw_fd(), messages.as_mut_ptr(), 2, 0) }, 2);
+    let mut buffer = vec![0; request.len()];
+    server.read_exact(&mut buffer).unwrap();
+    let opaque = || agent.metric("weir_kernel_total", &["bytes_opaque"]) - before;
+    assert!(wait_until(SOON, || opaque() >= request.len() as f64), "{} bytes opaque", opaque());
+    agent.stop();
+}
+
+#[test]
+fn a_body_sent_by_sendfile_has_its_size_and_is_counted_opaque() {
+    const SIZE: usize = 3_000_000;
+    for options in backends() {
+        let agent = Agent::start(&options);
+        let path = agent.folder().join("file");
+        std::fs::write(&path, vec![b'x'; SIZE]).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serving = std::thread::spawn(move || {
+            let (mut stream, mut buffer) = (listener.accept().unwrap().0, Vec::new());
+            while let Ok(Some(_)) = server::request(&mut stream, &mut buffer) {
+                write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n").unwrap();
+                send_file(&File::open(&path).unwrap(), &stream, SIZE);
+            }
+        });
+        let mut stream = client::connect(port);
+        for round in 0..3 {
+            assert_eq!(client::call(&mut stream, "GET", &format!("/file/{round}"), "").body.len(), SIZE);
+        }
+        let calls = agent.wait_for(SOON, |calls| at(calls, "server", port).len() == 3);
+        for call in at(&calls, "server", port).iter().chain(&at(&calls, "client", port)) {
+            assert_eq!(call["http.response.body.size"], SIZE, "{call}");
+            assert!(call.get("weir.incomplete").is_none(), "{call}");
+        }
+        let opaque = agent.metric("weir_kernel_total", &["bytes_opaque"]);
+        assert!(opaque >= 3.0 * SIZE as f64, "{opaque} bytes opaque");
+        drop(stream);
+        serving.join().unwrap();
+        agent.stop();
+    }
+}
+
+fn send_file(file: &File, stream: &TcpStream, size: usize) {
+    let mut sent = 0;
+    while sent < size {
+        // SAFETY: both descriptors are open.
+        let moved =
+            unsafe { libc::sendfile(stream.as_raw_fd(), file.as_raw_fd(), std::ptr::null_mut(), size - sent) };
+        assert!(moved > 0, "sendfile: {}", std::io::Error::last_os_error());
+        sent += moved as usize;
+    }
+}
+
+#[test]
+fn ipv6_and_ipv4_mapped_addresses_are_right() {
+    let Ok(listener) = TcpListener::bind("[::]:0") else {
+        skip("ipv6_and_ipv4_mapped_addresses_are_right", "this machine has no IPv6");
+        return;
+    };
+    for options in backends() {
+        let agent = Agent::start(&options);
+        let port = listener.local_addr().unwrap().port();
+        server::tcp(listener.try_clone().unwrap(), server::echo());
+        let mut six = TcpStream::connect(("::1", port)).unwrap();
+        let mut four = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        client::call(&mut six, "GET", "/six", "");
+        client::call(&mut four, "GET", "/four", "");
+        let calls = agent.wait_for(SOON, |calls| at(calls, "server", port).len() == 2);
+        for call in at(&calls, "server", port) {
+            let want = if text(call, "url.path") == "/six" { "::1" } else { "127.0.0.1" };
+            assert_eq!(text(call, "client.address"), want, "{call}");
+        }
+        agent.stop();
+    }
+}
+
+#[test]
+fn unix_sockets_are_seen_with_their_path() {
+    for options in backends() {
+        let agent = Agent::start(&options);
+        let path = agent.folder().join("api.sock");
+        let log = server::unix(UnixListener::bind(&path).unwrap(), server::echo());
+        let mut stream = UnixStream::connect(&path).unwrap();
+        for id in 0..5 {
+            client::call(&mut stream, "GET", &format!("/unix/{id}"), "");
+        }
+        let of = |calls: &[serde_json::Value], kind: &str| {
+            calls
+                .iter()
+                .filter(|call| call["span_kind"] == kind && text(call, "url.path").starts_with("/unix/"))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        let calls = agent.wait_for(SOON, |calls| of(calls, "server").len() == 5 && of(calls, "client").len() == 5);
+        assert_eq!(log.lock().unwrap().len(), 5);
+        for call in of(&calls, "server") {
+            assert_eq!(text(&call, "network.transport"), "unix");
+            let address = format!("{} {}", text(&call, "server.address"), text(&call, "network.peer.address"));
+            assert!(address.contains("unix:") || address.contains("test"), "{call}");
+        }
+        agent.stop();
+    }
+}
+
+#[test]
+fn a_connection_older_than_the_agent_is_seen_from_its_next_request() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    server::tcp(listener, server::echo());
+    let mut streams: Vec<TcpStream> = (0..100).map(|_| client::connect(port)).collect();
+    for stream in &mut streams {
+        client::call(stream, "GET", "/early", "");
+    }
+    for options in backends() {
+        let agent = Agent::start(&options);
+        for (index, stream) in streams.iter_mut().enumerate() {
+            client::call(stream, "GET", &format!("/late/{index}"), "");
+        }
+        let calls = agent.wait_for(SOON, |calls| at(calls, "server", port).len() == 100);
+        let seen = at(&calls, "server", port);
+        for (index, stream) in streams.iter().enumerate() {
+            let call = seen.iter().find(|call| text(call, "url.path") == format!("/late/{index}")).unwrap();
+            assert_eq!(call["client.port"], stream.local_addr().unwrap().port());
+            assert_eq!(call["http.response.status_code"], 200);
+            assert!(call.get("weir.incomplete").is_none(), "{call}");
+        }
+        agent.stop();
+    }
+}
+
+#[test]
+fn a_client_of_one_byte_at_a_time_is_one_call() {
+    for options in backends() {
+        let agent = Agent::start(&options);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        server::tcp(listener, server::echo());
+        let mut stream = client::connect(port);
+        for id in ["a", "b"] {
+            for byte in client::request("GET", &format!("/slow/{id}"), "X-Long: 0123456789\r\n") {
+                stream.write_all(&[byte]).unwrap();
+            }
+            assert_eq!(client::response(&mut stream, &mut Vec::new(), false).unwrap().status, 200);
+        }
+        let calls = agent.wait_for(SOON, |calls| at(calls, "server", port).len() == 2);
+        for kind in ["server", "client"] {
+            let paths: Vec<&str> = at(&calls, kind, port).iter().map(|call| text(call, "url.path")).collect();
+            assert_eq!(paths, ["/slow/a", "/slow/b"], "{kind}");
+        }
+        agent.stop();
+    }
+}
+
+#[test]
+fn pipelined_requests_are_paired_in_order() {
+    let options = Options { config: "export: { responseHeaders: [\"x-id\"] }".to_owned(), ..Options::default() };
+    let agent = Agent::start(&options);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    server::tcp(listener, server::echo());
+    let mut stream = client::connect(port);
+    let mut buffer = Vec::new();
+    for batch in 0..10 {
+        let requests: Vec<u8> =
+            (0..20).flat_map(|id| client::request("GET", &format!("/pipe/{batch}-{id}"), "")).collect();
+        stream.write_all(&requests).unwrap();
+        for _ in 0..20 {
+            assert_eq!(client::response(&mut stream, &mut buffer, false).unwrap().status, 200);
+        }
+    }
+    let calls = agent.wait_for(SOON, |calls| at(calls, "server", port).len() == 200);
+    for (index, call) in at(&calls, "server", port).iter().enumerate() {
+        let id = format!("{}-{}", index / 20, index % 20);
+        assert_eq!(text(call, "url.path"), format!("/pipe/{id}"));
+        assert_eq!(call["http.response.header.x-id"][0], id, "{call}");
+    }
+    agent.stop();
+}
+
+#[test]
+fn duplicated_passed_on_and_inherited_descriptors_keep_their_connection() {
+    let agent = Agent::start(&Options::default());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let client = client::connect(port);
+    let server = listener.accept().unwrap().0;
+    let call = |server: i32, id: &str| exchange(client.as_raw_fd(), server, SENDS[0].1, RECEIVES[0].1, id);
+    call(server.as_raw_fd(), "first");
+    let duplicate = server.try_clone().unwrap();
+    call(duplicate.as_raw_fd(), "dup");
+    // Through SCM_RIGHTS, and the original closed.
+    let passed = pass_on(server.into_raw_fd());
+    call(passed.as_raw_fd(), "passed");
+    // Answered by another process, which inherited it.
+    let mut stream = client;
+    stream.write_all(&client::request("GET", "/form/inherited", "")).unwrap();
+    let script = "read line; while read header && [ ${#header} -gt 1 ]; do :; done; \
+                  printf 'HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok'";
+    let mut child = Command::new(which("sh").unwrap())
+        .args(["-c", script])
+        .stdin(Stdio::from(passed.try_clone().unwrap()))
+        .stdout(Stdio::from(passed))
+        .spawn()
+        .unwrap();
+    let heir = child.id();
+    assert_eq!(client::response(&mut stream, &mut Vec::new(), false).unwrap().body, b"ok");
+    child.wait().unwrap();
+    let calls = agent.wait_for(SOON, |calls| at(calls, "server", port).len() == 4);
+    let seen = at(&calls, "server", port);
+    let paths: Vec<&str> = seen.iter().map(|call| text(call, "url.path")).collect();
+    assert_eq!(paths, ["/form/first", "/form/dup", "/form/passed", "/form/inherited"]);
+    for (index, call) in seen.iter().enumerate() {
+        assert_eq!(call["client.port"], stream.local_addr().unwrap().port());
+        let pid = if index == 3 { heir } else { std::process::id() };
+        assert_eq!(call["process.pid"], pid, "{call}");
+    }
+    agent.stop();
+}
+
+/// Send a descriptor through a Unix socket to ourselves.
+fn pass_on(fd: i32) -> OwnedFd {
+    let (from, to) = UnixStream::pair().unwrap();
+    let mut control = [0_u64; 8];
+    let mut byte = [1_u8];
+    let mut vector = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    let mut message = header(std::slice::from_mut(&mut vector));
+    message.msg_control = control.as_mut_ptr().cast();
+    // SAFETY: the control buffer is larger than one descriptor needs, aligned, and lives through both calls.
+    unsafe {
+        message.msg_controllen = libc::CMSG_SPACE(4) as _;
+        let part = libc::CMSG_FIRSTHDR(&message);
+        (*part).cmsg_level = libc::SOL_SOCKET;
+        (*part).cmsg_type = libc::SCM_RIGHTS;
+        (*part).cmsg_len = libc::CMSG_LEN(4) as _;
+        libc::CMSG_DATA(part).cast::<i32>().write_unaligned(fd);
+        assert_eq!(libc::sendmsg(from.as_raw_fd(), &message, 0), 1);
+        libc::close(fd);
+        message.msg_controllen = libc::CMSG_SPACE(4) as _;
+        assert_eq!(libc::recvmsg(to.as_raw_fd(), &mut message, 0), 1);
+        let received = libc::CMSG_DATA(libc::CMSG_FIRSTHDR(&message)).cast::<i32>().read_unaligned();
+        OwnedFd::from_raw_fd(received)
+    }
+}
+
+#[test]
+fn what_is_not_http_over_a_stream_is_left_alone() {
+    let agent = Agent::start(&Options::default());
+    let before = agent.metric("weir_kernel_total", &["connections_http1"]);
+    // UDP with an HTTP-like payload.
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    udp.send_to(b"GET /udp HTTP/1.1\r\n\r\n", udp.local_addr().unwrap()).unwrap();
+    udp.recv(&mut [0; 64]).unwrap();
+    // A text protocol.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = client::connect(listener.local_addr().unwrap().port());
+    let mut server = listener.accept().unwrap().0;
+    let mut buffer = [0; 64];
+    for _ in 0..10 {
+        client.write_all(b"EHLO example.org and more\r\n").unwrap();
+        server.read(&mut buffer).unwrap();
+        server.write_all(b"250-example.org and more\r\n").unwrap();
+        client.read(&mut buffer).unwrap();
+    }
+    let other = || agent.metric("weir_kernel_total", &["connections_other"]);
+    assert!(wait_until(SOON, || other() >= 2.0), "{} connections left alone", other());
+    assert_eq!(agent.metric("weir_kernel_total", &["connections_http1"]), before);
+    let stopped = agent.stop();
+    assert!(!stopped.calls.iter().any(|call| text(call, "url.path") == "/udp"));
+}
+
+#[test]
+fn methods_of_extensions_are_seen_as_sent() {
+    let agent = Agent::start(&Options::default());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    server::tcp(listener, server::echo());
+    client::call(&mut client::connect(port), "PROPFIND", "/dav/1", "");
+    let calls = agent.wait_for(SOON, |calls| at(calls, "server", port).len() == 1);
+    let call = at(&calls, "server", port)[0];
+    assert_eq!(text(call, "http.request.method"), "_OTHER");
+    assert_eq!(text(call, "http.request.method_original"), "PROPFIND");
+    agent.stop();
+}
