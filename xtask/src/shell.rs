@@ -189,7 +189,8 @@ fn check(command: &Command, status: ExitStatus) -> Result<()> {
 /// The command as one would type it, without the environment.
 pub(crate) fn line(command: &Command) -> String {
     let mut line = String::from("`");
-    line.push_str(&command.get_program().to_string_lossy());
+    let program = Path::new(command.get_program());
+    line.push_str(&program.file_name().unwrap_or(program.as_os_str()).to_string_lossy());
     for arg in command.get_args() {
         line.push(' ');
         line.push_str(&arg.to_string_lossy());
