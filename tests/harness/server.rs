@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 server of threads, whose system calls the test chooses.
+//! A small HTTP/1.1 server of threads in the test's own process: for machines that have no other.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
