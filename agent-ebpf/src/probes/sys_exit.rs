@@ -8,6 +8,7 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 
 use crate::arch::{self, Call};
+use crate::copy;
 use crate::emit::count;
 use crate::kernel::{self, probe};
 use crate::maps::{ConnState, WALKED_SOCKETS, WalkedKey};
@@ -34,10 +35,24 @@ pub(crate) fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the registers are the program's argument.
     let call = unsafe { arch::call(regs, true) };
     // The `sys_exit` tracepoint fires after the result is stored, in the same task: a native call is known by its mode.
-    if let Some((direction, discarded)) = transfer(&call) {
-        operation(&call, direction, moved as u32, discarded);
+    if let Some((direction, discarded)) = transfer(&call)
+        && let Some(len) = length(&call, moved as u32)
+    {
+        operation(&call, direction, len, discarded);
     }
     0
+}
+
+/// Bytes that the call moved. `sendmmsg` and `recvmmsg` return a number of messages: one has its length in user memory;
+/// several are left to the next operation, whose position tells what went by.
+#[inline(always)]
+fn length(call: &Call, returned: u32) -> Option<u32> {
+    /// `msg_len` of `struct mmsghdr`, behind its `struct user_msghdr`.
+    const MSG_LEN: u64 = 56;
+    if call.number != arch::SENDMMSG && call.number != arch::RECVMMSG {
+        return Some(returned);
+    }
+    if returned == 1 && call.args[2] == 1 { copy::user::<u32>(call.args[1].wrapping_add(MSG_LEN)) } else { None }
 }
 
 /// The direction of the call's bytes, and whether they were thrown away; `None` if it moves none of a socket's stream.
@@ -50,6 +65,8 @@ fn transfer(call: &Call) -> Option<(u8, bool)> {
         arch::SENDMSG => (direction::SEND, call.args[2]),
         arch::RECVFROM => (direction::RECEIVE, call.args[3]),
         arch::RECVMSG => (direction::RECEIVE, call.args[2]),
+        arch::SENDMMSG => (direction::SEND, call.args[3]),
+        arch::RECVMMSG => (direction::RECEIVE, call.args[3]),
         _ => return None,
     };
     if !call.native || flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE) != 0 {
