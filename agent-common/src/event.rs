@@ -106,7 +106,7 @@ pub struct Data {
 }
 const _: () = assert!(size_of::<Data>() == 48);
 
-/// A connection and the process that uses it. Followed by the `sun_path` of a Unix socket (server's name).
+/// A connection and the process that uses it. Followed by the `sun_path` of a Unix socket, if either end has one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Open {
@@ -116,7 +116,8 @@ pub struct Open {
     pub local_port: u16,
     pub remote_port: u16,
     pub protocol: u8,
-    pub padding: u8,
+    /// Non-zero: the `sun_path` is the peer's, this end is unnamed.
+    pub peer_named: u8,
     /// Inode number of the network namespace.
     pub netns: u32,
     pub uid: u32,

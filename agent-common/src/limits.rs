@@ -23,8 +23,9 @@ pub const PREFIX_AFTER_BUDGET: u32 = 32;
 /// Bytes copied from the end of an operation when the budget is spent: `CRLF 0 CRLF CRLF` ends a chunked body.
 pub const TAIL: usize = 8;
 
-/// Vectors of a `writev`, `readv`, `sendmsg` or `recvmsg` that are gathered; later ones are a gap.
-pub const IOVEC_MAX: usize = 8;
+/// Vectors of a `writev`, `readv`, `sendmsg` or `recvmsg` that are gathered; later ones are a gap. Node writes a chunk
+/// as three.
+pub const IOVEC_MAX: usize = 32;
 
 /// Direction changes after which a connection that never looked like a known protocol is left alone for good.
 pub const CLASSIFY_TURNS: u8 = 8;

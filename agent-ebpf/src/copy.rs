@@ -68,15 +68,21 @@ fn piece(scratch: *mut Scratch, at: u32, wanted: u32, address: u64) -> bool {
     }
 }
 
-/// Copy the bytes `skip .. skip + wanted` of an operation to the start of the scratch payload. Returns how many were
-/// copied; fewer when vectors ran out or memory could not be read.
+/// Copy the first `wanted` bytes of an operation to the start of the scratch payload. Returns how many were copied;
+/// fewer when vectors ran out or memory could not be read.
 #[inline(never)]
-pub(crate) fn head(scratch: *mut Scratch, source: &Source, skip: u32, wanted: u32) -> u32 {
-    if source.kind == Kind::Buffer {
-        return if piece(scratch, 0, wanted, source.base.wrapping_add(skip as u64)) { wanted } else { 0 };
+pub(crate) fn head(scratch: *mut Scratch, source: &Source, wanted: u32) -> u32 {
+    match source.kind {
+        Kind::Buffer => further(scratch, source.base, wanted),
+        Kind::Vectors => gather(scratch, source.base, source.count, wanted),
+        Kind::Opaque => 0,
     }
-    // Later parts of a gathered operation are left as a gap.
-    if source.kind == Kind::Vectors && skip == 0 { gather(scratch, source.base, source.count, wanted) } else { 0 }
+}
+
+/// Copy `wanted` bytes from a buffer to the start of the scratch payload. Returns how many were copied: all or none.
+#[inline(always)]
+pub(crate) fn further(scratch: *mut Scratch, address: u64, wanted: u32) -> u32 {
+    if piece(scratch, 0, wanted, address) { wanted } else { 0 }
 }
 
 #[inline(always)]

@@ -23,7 +23,7 @@ pub(crate) trait Socket: Copy {
     fn is_older(self, direction: u8, len: u32) -> bool;
     /// Family, addresses, ports and network namespace.
     fn describe(self, open: *mut Open);
-    /// Server's name of a Unix socket behind the record; returns its length.
+    /// Name of a Unix socket or of its peer behind the record; returns its length.
     fn unix_name(self, scratch: *mut OpenScratch) -> u32;
 }
 
@@ -278,6 +278,8 @@ fn unix_name(socket: u64, scratch: *mut OpenScratch) -> u32 {
             return 0;
         }
         address = probe(peer, &kernel::UNIX_ADDR).unwrap_or(0);
+        // SAFETY: a per-CPU map value.
+        unsafe { (*scratch).open.peer_named = 1 };
     }
     if address == 0 {
         return 0;

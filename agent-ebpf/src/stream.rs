@@ -272,10 +272,12 @@ fn follow<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, scratch: *
     };
     locals.done = 0;
     locals.copied = 0;
-    for _ in 0..RECORDS_PER_OPERATION {
-        if !record(state, scratch, moved, start) {
+    let mut more = record(state, scratch, moved, start, true);
+    for _ in 1..RECORDS_PER_OPERATION {
+        if !more {
             break;
         }
+        more = record(state, scratch, moved, start, false);
     }
     note_burst(state, turned, locals.begins);
     tally(moved, locals);
@@ -314,9 +316,10 @@ fn spend(state: &mut ConnState, scratch: *mut Scratch, moved: &Moved, turned: bo
     locals.wanted = u64::from(wanted);
 }
 
-/// Build and emit one record of the operation. True: another follows.
+/// Build and emit the first or a further record of the operation. True: another follows. Only a buffer has further ones:
+/// the rest of a gathered operation is left as a gap.
 #[inline(never)]
-fn record(state: &mut ConnState, scratch: *mut Scratch, moved: &Moved, start: u64) -> bool {
+fn record(state: &mut ConnState, scratch: *mut Scratch, moved: &Moved, start: u64, first: bool) -> bool {
     // SAFETY: a per-CPU map value.
     let (data, locals) = unsafe { (&mut (*scratch).data, &mut (*scratch).locals) };
     let (done, wanted) = (locals.done as u32, locals.wanted as u32);
@@ -328,8 +331,12 @@ fn record(state: &mut ConnState, scratch: *mut Scratch, moved: &Moved, start: u6
     if locals.source.kind == Kind::Opaque {
         flags = data_flags::OPAQUE;
     } else {
-        head = copy::head(scratch, &locals.source, done, part);
-        more = head == part && wanted > part;
+        head = if first {
+            copy::head(scratch, &locals.source, part)
+        } else {
+            copy::further(scratch, locals.source.base.wrapping_add(u64::from(done)), part)
+        };
+        more = head == part && wanted > part && locals.source.kind == Kind::Buffer;
         if head == 0 {
             flags = data_flags::UNREADABLE;
             count(Counter::Unreadable, 1);
@@ -338,7 +345,7 @@ fn record(state: &mut ConnState, scratch: *mut Scratch, moved: &Moved, start: u6
         } else {
             tail = copy::tail(scratch, &locals.source, head, rest, done);
         }
-        if done == 0 && head >= 8 {
+        if first && head >= 8 {
             // SAFETY: the payload of a per-CPU map value begins at a multiple of eight.
             locals.begins = begins::of(classify_word(unsafe { (&raw const (*scratch).payload).cast::<u64>().read() }));
         }
@@ -354,7 +361,7 @@ fn record(state: &mut ConnState, scratch: *mut Scratch, moved: &Moved, start: u6
     locals.wanted = u64::from(wanted - part);
     let payload = forget(&raw mut locals.at, u64::from(payload)) as u32;
     let seq = if moved.direction == direction::SEND { &mut state.seq[1] } else { &mut state.seq[0] };
-    if !emit_data(seq, scratch, payload) && done == 0 && locals.begins == begins::REQUEST {
+    if !emit_data(seq, scratch, payload) && first && locals.begins == begins::REQUEST {
         count(Counter::RequestsLost, 1);
     }
     more
@@ -445,7 +452,7 @@ fn open<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, protocol: u8
         };
         socket.describe(record);
         record.protocol = protocol;
-        record.padding = 0;
+        record.peer_named = 0;
         record.uid = bpf_get_current_uid_gid() as u32;
         record.process_start_ns = process_start();
         record.cgroup = bpf_get_current_cgroup_id();

@@ -257,10 +257,12 @@ fn decode_open(fields: Fields<'_>) -> Result<Open, DecodeError> {
     let mut local = address(offset_of!(raw::Open, local), offset_of!(raw::Open, local_port))?;
     let mut remote = address(offset_of!(raw::Open, remote), offset_of!(raw::Open, remote_port))?;
     if family == raw::family::UNIX {
-        // The kernel gives the server's name, whichever end this is.
-        let name = unix_name(path);
-        local = SocketAddress::Unix(name.clone());
-        remote = SocketAddress::Unix(name);
+        let name = SocketAddress::Unix(unix_name(path));
+        if fields.u8(offset_of!(raw::Open, peer_named))? == 0 {
+            local = name;
+        } else {
+            remote = name;
+        }
     }
     Ok(Open {
         conn: fields.conn()?,

@@ -117,10 +117,11 @@ impl Worker {
     }
 
     fn on_exchange(&mut self, exchange: &Exchange) {
-        if let (Some(own), SocketAddress::Unix(path)) = (&self.own_socket, &exchange.connection.local)
-            && own == path
-        {
-            return;
+        if let Some(own) = &self.own_socket {
+            let is_own = |end: &SocketAddress| matches!(end, SocketAddress::Unix(path) if path == own);
+            if is_own(&exchange.connection.local) || is_own(&exchange.connection.remote) {
+                return;
+            }
         }
         let process = exchange.connection.process;
         if let Some(enricher) = &mut self.enricher
