@@ -340,7 +340,9 @@ impl Redactor {
             Role::Server => &connection.local,
             Role::Client => &connection.remote,
         };
-        let (server_address, server_port) = match named {
+        // On a Unix socket the authority is a filler (curl sends `localhost`); the path is the server's address.
+        let path_named = matches!(server_socket, SocketAddress::Unix(path) if !path.is_empty());
+        let (server_address, server_port) = match named.filter(|_| !path_named) {
             // Without a port in the authority the scheme's own is meant (RFC 9110 section 4.2), but a server behind
             // a plain `Host: name` on another port is better told by its socket.
             Some((host, port)) => (Some(host), port.or_else(|| server_socket.port())),
@@ -1203,7 +1205,7 @@ mod tests {
         let report = report_of(&exchange(Role::Client, b"GET", b"/", &[], Some(200)));
         assert_eq!(report.server_address.as_deref(), Some("10.0.0.7"));
         assert_eq!((report.client_address, report.server_port), (None, Some(50000)));
-        let mut unix = exchange(Role::Client, b"GET", b"/", &[("Host", "")], Some(200));
+        let mut unix = exchange(Role::Client, b"GET", b"/", &[("Host", "localhost")], Some(200));
         let connection = Arc::get_mut(&mut unix.connection).unwrap();
         connection.remote = SocketAddress::Unix("/run/x.sock".into());
         connection.local = SocketAddress::Unix("".into());
