@@ -82,15 +82,16 @@ impl Snapshot {
         self.kernel[counter as usize]
     }
 
-    /// Calls of which nothing at all is reported: their request did not reach us, and no lone response stands for them.
+    /// Calls that are not reported: their request did not reach us, or was dropped behind capture. A response whose
+    /// request was lost is reported, marked, as a fragment: it is not counted as a call here.
     pub fn calls_lost(&self) -> u64 {
-        let unseen = self.kernel(Counter::RequestsLost).saturating_sub(self.capture.counts.without_request);
-        unseen + self.assess_queue_full
+        self.kernel(Counter::RequestsLost) + self.assess_queue_full
     }
 
     /// Share of calls known to have happened that were captured and assessed; `None` before the first.
     pub fn coverage(&self) -> Option<f64> {
-        let seen = self.capture.counts.exchanges.saturating_sub(self.assess_queue_full);
+        let counts = &self.capture.counts;
+        let seen = counts.exchanges.saturating_sub(counts.without_request).saturating_sub(self.assess_queue_full);
         let all = seen + self.calls_lost();
         (all > 0).then(|| seen as f64 / all as f64)
     }
@@ -175,11 +176,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_request_whose_response_came_is_no_lost_call() {
+    fn a_lone_response_is_no_call() {
         let mut snapshot = Snapshot::default();
-        snapshot.kernel[Counter::RequestsLost as usize] = 5;
+        snapshot.kernel[Counter::RequestsLost as usize] = 3;
         snapshot.capture.counts.without_request = 2;
-        snapshot.capture.counts.exchanges = 97;
+        snapshot.capture.counts.exchanges = 99;
         assert_eq!(snapshot.calls_lost(), 3);
         assert_eq!(snapshot.coverage(), Some(0.97));
     }
