@@ -26,7 +26,8 @@ struct Step {
     result: Result<String>,
 }
 
-/// Steps that run what the step `build` built.
+/// The step that builds, and those that run what it built.
+const BUILD: &str = "build";
 const UNIT: &str = "unit and property tests";
 const KERNEL: &str = "kernel tests";
 
@@ -37,13 +38,14 @@ const KERNEL: &str = "kernel tests";
 pub(crate) fn run(all: bool, only: Option<&str>) -> Result<()> {
     let wanted = |name: &str| {
         let named = |name: &str| only.is_none_or(|only| name.contains(only));
-        named(name) || (name == "build" && (named(UNIT) || named(KERNEL)))
+        named(name) || (name == BUILD && (named(UNIT) || named(KERNEL)))
     };
     let start = Instant::now();
     let mut steps = Vec::new();
     let mut sum = Count::default();
     let mut step = |name: &str, work: &mut dyn FnMut() -> Result<String>| {
-        if !wanted(name) {
+        // What does not compile has nothing to run.
+        if !wanted(name) || steps.iter().any(|step: &Step| step.name == BUILD && step.result.is_err()) {
             return;
         }
         println!("\n== {name}");
@@ -66,7 +68,7 @@ pub(crate) fn run(all: bool, only: Option<&str>) -> Result<()> {
         shell::run(ebpf::cargo()?.args(lint)).map(|()| String::new())
     });
     let mut built = Vec::new();
-    step("build", &mut || {
+    step(BUILD, &mut || {
         let build = ["build", "--workspace", "--all-targets", "--message-format=json-render-diagnostics"];
         built = artifacts::build(ebpf::cargo()?.args(build))?;
         Ok(format!("{} programs", built.len()))
