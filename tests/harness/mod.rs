@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 pub mod agent;
 pub mod client;
 pub mod guard;
+pub mod server;
 pub mod servers;
 
 /// How long anything that should happen at once may take on a busy machine.

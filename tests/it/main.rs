@@ -9,4 +9,7 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real servers run on the real clock")]
 
+mod lifecycle;
+mod load;
 mod plaintext;
+mod sockets;
