@@ -35,12 +35,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            limits: Limits::default(),
-            max_connections: 65_536,
-            seed: 0,
-            idle_timeout_ns: 3_600_000_000_000,
-        }
+        Self { limits: Limits::default(), max_connections: 65_536, seed: 0, idle_timeout_ns: 3_600_000_000_000 }
     }
 }
 
@@ -74,11 +69,11 @@ pub struct Counts {
     pub incomplete: [u64; Incomplete::ALL.len()],
     /// Exchanges put out without their request.
     pub without_request: u64,
-    /// Kernel records that did not arrive, by their sequence numbers.
+    /// Kernel records that did not arrive, or too late, by their sequence numbers.
     pub records_lost: u64,
     /// Bytes of followed connections that went by unseen, by their positions.
     pub gap_bytes: u64,
-    /// Operations that overlap what was seen: two threads used one direction at once.
+    /// Records that came late or overlap what was seen: two threads used one direction at once.
     pub overlaps: u64,
     /// Connections whose description was lost.
     pub orphans: u64,
@@ -91,7 +86,7 @@ pub struct Counts {
     /// Connections that speak HTTP/2 or TLS, which this version cannot read: blind spots.
     pub blind_http2: u64,
     pub blind_tls: u64,
-    /// Spans by how they were linked.
+    /// Exchanges put out by how they were linked.
     pub linked_header: u64,
     pub linked_connection: u64,
     pub linked_thread: u64,
@@ -241,11 +236,7 @@ impl Capture {
             netns: open.netns,
             first_seen: open.time,
         });
-        self.table.index(open.conn, &info);
-        if let Some(conn) = self.table.touch(open.conn) {
-            conn.info = info;
-            conn.mirror = None;
-        } else {
+        if self.table.describe(open.conn, Arc::clone(&info)).is_none() {
             self.insert(info, Met { orphan: false, joined: open.joined }, out);
         }
     }
@@ -284,7 +275,11 @@ impl Capture {
         conn.fruitless = 0;
         let mirror = mirror_requests(table, data.conn, events);
         if let Some(conn) = table.touch(data.conn) {
+            let heads = events.iter().any(|event| matches!(event, Event::RequestHead(_)));
             settle(conn, mirror.as_deref(), tracer, counts, events, out);
+            if heads && mirror.is_none() {
+                join_late(table, data.conn, tracer);
+            }
         }
     }
 
@@ -394,23 +389,34 @@ impl Capture {
 
 /// Give one record's bytes to the parser, with what is missing before them as a gap.
 fn feed(conn: &mut Conn, data: &Data<'_>, counts: &mut Counts, events: &mut Vec<Event>) {
+    if conn.orphan && conn.receive.seq.is_none() && conn.send.seq.is_none() {
+        // Numbers count from the first record: one that begins with 0 lost its description and nothing else.
+        conn.orphan = data.seq != 0;
+        conn.stream(data.direction).seq = Some(data.seq);
+        conn.stream(data.direction).end = data.position;
+    }
     let orphan = conn.orphan;
     let stream = conn.stream(data.direction);
-    let missing = match stream.seq {
-        Some(expected) => data.seq.wrapping_sub(expected),
-        // The first record there is has number 0, unless we came late to it.
-        None if orphan => 0,
-        None => data.seq,
-    };
     let first = stream.seq.is_none();
+    let missing = data.seq.wrapping_sub(stream.seq.unwrap_or_default());
+    // A number below the expected one is two threads in one direction, not four thousand million lost records.
+    if missing > u32::MAX / 2 {
+        // Its bytes were taken for a gap when its successor came.
+        counts.overlaps += 1;
+        return;
+    }
     stream.seq = Some(data.seq.wrapping_add(1));
     let expected = if first { data.position } else { stream.end };
     stream.end = data.position.wrapping_add(u64::from(data.len));
     let Some(parser) = &mut conn.parser else { return };
-    // A number below the expected one is two threads in one direction, not four thousand million lost records.
-    if missing > 0 && missing < u32::MAX / 2 {
-        counts.records_lost += u64::from(missing);
-        parser.on_loss(data.time, events);
+    if missing > 0 {
+        if !(orphan && first) {
+            counts.records_lost += u64::from(missing);
+        }
+        // Where the position tells how much is missing, it is a gap like any other.
+        if first || data.position <= expected {
+            parser.on_loss(data.time, events);
+        }
     }
     let operation = Operation { time: data.time, pid: data.pid, tid: data.tid };
     let direction = data.direction;
@@ -421,6 +427,7 @@ fn feed(conn: &mut Conn, data: &Data<'_>, counts: &mut Counts, events: &mut Vec<
         }
     } else {
         counts.overlaps += 1;
+        parser.on_loss(data.time, events);
     }
     let mut position = data.position;
     if !data.head.is_empty() {
@@ -440,9 +447,8 @@ fn feed(conn: &mut Conn, data: &Data<'_>, counts: &mut Counts, events: &mut Vec<
 
 /// The other end's open client exchanges, when these events hold a server's request and that end is on this machine.
 fn mirror_requests(table: &mut Table, id: ConnId, events: &[Event]) -> Option<Vec<OpenExchange>> {
-    let wanted = events
-        .iter()
-        .any(|event| matches!(event, Event::RequestHead(head) if role_of(head.direction) == Role::Server));
+    let wanted =
+        events.iter().any(|event| matches!(event, Event::RequestHead(head) if role_of(head.direction) == Role::Server));
     if !wanted {
         return None;
     }
@@ -452,6 +458,28 @@ fn mirror_requests(table: &mut Table, id: ConnId, events: &[Event]) -> Option<Ve
         table.get(mirror)?.open.iter().filter(|open| open.role == Role::Client).copied().collect();
     table.touch(id)?.mirror = Some(mirror);
     Some(open)
+}
+
+/// A client's request just began: the server that it goes to may have been heard before, and taken for a root.
+fn join_late(table: &mut Table, id: ConnId, tracer: &mut Tracer) {
+    let Some(conn) = table.get(id) else { return };
+    let Some(client) = conn.open.last().filter(|open| open.role == Role::Client && open.carried.is_none()) else {
+        return;
+    };
+    let (position, context) = (client.position, client.context);
+    let Some(mirror) = conn.mirror.or_else(|| table.mirror_of(&conn.info)) else { return };
+    let Some(end) = table.touch(mirror) else { return };
+    let Some(server) = end.open.iter_mut().find(|open| {
+        open.role == Role::Server && open.link == Link::Root && open.carried.is_none() && open.position == position
+    }) else {
+        return;
+    };
+    let Some((server_context, client_context)) = tracer.join(server.thread, server.context, context) else { return };
+    server.context = server_context;
+    server.link = Link::Connection;
+    if let Some(client) = table.touch(id).and_then(|conn| conn.open.last_mut()) {
+        client.context = client_context;
+    }
 }
 
 const fn role_of(request_direction: Direction) -> Role {
@@ -472,7 +500,7 @@ fn settle(
 ) {
     for event in events.drain(..) {
         match event {
-            Event::RequestHead(head) => on_request(conn, &head, mirror, tracer, counts, out),
+            Event::RequestHead(head) => on_request(conn, &head, mirror, tracer, out),
             Event::Done(done) => out.push(Output::Exchange(Box::new(on_done(conn, *done, tracer, counts)))),
         }
     }
@@ -483,7 +511,6 @@ fn on_request(
     head: &RequestHead,
     mirror: Option<&[OpenExchange]>,
     tracer: &mut Tracer,
-    counts: &mut Counts,
     out: &mut Vec<Output>,
 ) {
     let role = role_of(head.direction);
@@ -492,12 +519,25 @@ fn on_request(
     let position = head.position as u32;
     let (context, link) = match role {
         Role::Server => {
-            let client = mirror
-                .and_then(|open| open.iter().find(|open| open.position == position))
-                .map(|open| open.context);
+            let client =
+                mirror.and_then(|open| open.iter().find(|open| open.position == position)).map(|open| open.context);
             tracer.server(thread, carried, client)
         }
         Role::Client => tracer.client(thread, carried),
+    };
+    conn.open.push(OpenExchange { key: head.exchange, position, role, thread, context, carried, link });
+    if head.exports_otlp && role == Role::Client {
+        out.push(Output::SelfInstrumented(conn.info.process));
+    }
+}
+
+fn on_done(conn: &mut Conn, done: Done, tracer: &mut Tracer, counts: &mut Counts) -> Exchange {
+    let open = conn.open.iter().position(|open| open.key == done.exchange).map(|at| conn.open.remove(at));
+    let (context, link) = if let Some(open) = &open {
+        end_open(tracer, open);
+        (open.context, open.link)
+    } else {
+        (tracer.root(), Link::Root)
     };
     match link {
         Link::Header => counts.linked_header += 1,
@@ -506,21 +546,6 @@ fn on_request(
         Link::Ambiguous => counts.linked_ambiguous += 1,
         Link::Root => counts.roots += 1,
     }
-    conn.open.push(OpenExchange { key: head.exchange, position, role, thread, context, carried });
-    if head.exports_otlp && role == Role::Client {
-        out.push(Output::SelfInstrumented(conn.info.process));
-    }
-}
-
-fn on_done(conn: &mut Conn, done: Done, tracer: &mut Tracer, counts: &mut Counts) -> Exchange {
-    let open = conn.open.iter().position(|open| open.key == done.exchange).map(|at| conn.open.remove(at));
-    let context = if let Some(open) = &open {
-        end_open(tracer, open);
-        open.context
-    } else {
-        counts.roots += 1;
-        tracer.root()
-    };
     counts.exchanges += 1;
     counts.without_request += u64::from(done.request.is_none());
     if let Some(reason) = done.incomplete

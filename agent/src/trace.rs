@@ -52,6 +52,8 @@ struct Served {
     context: Option<(TraceId, SpanId, Option<bool>)>,
     /// It once had two open at a time: it multiplexes, and proves nothing.
     multiplexes: bool,
+    /// A call was already put down to the newest of them.
+    caused: bool,
 }
 
 /// Server exchanges of one process that have something in common.
@@ -218,7 +220,10 @@ impl Tracer {
         }
         let served = self.threads.get(&thread).copied().unwrap_or_default();
         match served {
-            Served { open: 1, context: Some((trace_id, parent, sampled)), multiplexes: false } => {
+            Served { open: 1, context: Some((trace_id, parent, sampled)), multiplexes: false, .. } => {
+                if let Some(served) = self.threads.get_mut(&thread) {
+                    served.caused = true;
+                }
                 let span_id = self.span_id();
                 let context = TraceContext { trace_id, span_id, parent: Some(parent), parent_remote: false, sampled };
                 (context, Link::Thread)
@@ -226,6 +231,33 @@ impl Tracer {
             Served { open: 0, .. } => (self.root(), Link::Root),
             Served { .. } => (self.root(), Link::Ambiguous),
         }
+    }
+
+    /// A root of a server turns out to be the child of `client`: the other end of its connection was heard later, as
+    /// happens when the two run on different processors. Returns the contexts of both, in one trace. `None`: calls
+    /// were already put down to the server in a trace other than the client's.
+    pub fn join(
+        &mut self,
+        thread: Thread,
+        server: TraceContext,
+        client: TraceContext,
+    ) -> Option<(TraceContext, TraceContext)> {
+        let parent = Some(client.span_id);
+        if client.parent.is_none() {
+            let client = TraceContext { trace_id: server.trace_id, ..client };
+            return Some((TraceContext { parent, parent_remote: true, ..server }, client));
+        }
+        let served = self.threads.get_mut(&thread)?;
+        let (_, newest, _) = served.context?;
+        if served.caused || newest != server.span_id {
+            return None;
+        }
+        served.context = Some((client.trace_id, server.span_id, client.sampled));
+        self.leave_trace(thread.pid, server.trace_id);
+        self.evicted += u64::from(join(&mut self.by_trace, (thread.pid, client.trace_id), server.span_id));
+        let server =
+            TraceContext { trace_id: client.trace_id, parent, parent_remote: true, sampled: client.sampled, ..server };
+        Some((server, client))
     }
 
     /// A server's exchange ended; `carried` is what its request carried.
@@ -236,13 +268,7 @@ impl Tracer {
                 served.context = None;
             }
         }
-        let key = (thread.pid, context.trace_id);
-        if let Some(serving) = self.by_trace.get_mut(&key) {
-            serving.open = serving.open.saturating_sub(1);
-            if serving.open == 0 {
-                self.by_trace.remove(&key);
-            }
-        }
+        self.leave_trace(thread.pid, context.trace_id);
         // Remembered beyond its end: a process may answer first and pass the value on afterwards.
         if let Some(received) = carried.and_then(|carried| self.incoming.get_mut(&(thread.pid, carried))) {
             received.open = received.open.saturating_sub(1);
@@ -254,9 +280,20 @@ impl Tracer {
         self.threads.len() * 96 + self.incoming.len() * 96 + self.by_trace.len() * 80
     }
 
+    fn leave_trace(&mut self, pid: u32, trace_id: TraceId) {
+        let key = (pid, trace_id);
+        if let Some(serving) = self.by_trace.get_mut(&key) {
+            serving.open = serving.open.saturating_sub(1);
+            if serving.open == 0 {
+                self.by_trace.remove(&key);
+            }
+        }
+    }
+
     fn begin(&mut self, thread: Thread, carried: Option<Traceparent>, context: &TraceContext) {
         let mut served = self.threads.get(&thread).copied().unwrap_or_default();
         served.open += 1;
+        served.caused = false;
         served.multiplexes |= served.open > 1;
         served.context = Some((context.trace_id, context.span_id, context.sampled));
         self.evicted += u64::from(insert(&mut self.threads, thread, served));

@@ -7,7 +7,7 @@ use rustc_hash::FxBuildHasher;
 
 use crate::model::{ConnId, Connection, Direction, Role, SocketAddress, Timestamp, TraceContext};
 use crate::protocol::Protocol;
-use crate::trace::{Thread, Traceparent};
+use crate::trace::{Link, Thread, Traceparent};
 
 /// One connection that is followed.
 pub struct Conn {
@@ -21,7 +21,7 @@ pub struct Conn {
     /// Bytes since the parser last made anything of them.
     pub fruitless: u64,
     pub last: Timestamp,
-    /// Its first record was lost, or it was evicted: what came before is not known.
+    /// Its description was lost, or it was evicted: how many records came before is not known.
     pub orphan: bool,
     /// The other end, when it was found on this machine.
     pub mirror: Option<ConnId>,
@@ -46,6 +46,7 @@ pub struct OpenExchange {
     pub thread: Thread,
     pub context: TraceContext,
     pub carried: Option<Traceparent>,
+    pub link: Link,
 }
 
 /// Two ends share it: local and remote address of the client's end.
@@ -112,8 +113,21 @@ impl Table {
         self.conns.len() >= self.capacity
     }
 
-    /// Its addresses are known now.
-    pub fn index(&mut self, id: ConnId, info: &Connection) {
+    /// Describe a connection anew. `None`: it is not in the table.
+    pub fn describe(&mut self, id: ConnId, info: Arc<Connection>) -> Option<&mut Conn> {
+        let conn = self.conns.to_back(&id)?;
+        let pair = (conn.info.local.clone(), conn.info.remote.clone());
+        if self.ends.get(&pair) == Some(&id) {
+            self.ends.remove(&pair);
+        }
+        conn.info = info;
+        conn.mirror = None;
+        let info = Arc::clone(&conn.info);
+        self.index(id, &info);
+        self.conns.get_mut(&id)
+    }
+
+    fn index(&mut self, id: ConnId, info: &Connection) {
         if let (SocketAddress::Ip(_), SocketAddress::Ip(_)) = (&info.local, &info.remote) {
             self.ends.insert((info.local.clone(), info.remote.clone()), id);
         }

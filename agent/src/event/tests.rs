@@ -91,8 +91,10 @@ fn encode_open(open: &Open) -> Vec<u8> {
                     }
                 }
             }
+            SocketAddress::Unix(name) if name.is_empty() => family = raw::family::UNIX,
             SocketAddress::Unix(name) => {
                 family = raw::family::UNIX;
+                bytes[offset_of!(raw::Open, peer_named)] = u8::from(at == offset_of!(raw::Open, remote));
                 path = match name.strip_prefix('@') {
                     Some(name) => [b"\0", name.as_bytes()].concat(),
                     None => name.as_bytes().to_vec(),
@@ -227,7 +229,7 @@ fn mapped_addresses_become_ipv4_and_others_stay() {
 #[test]
 fn names_of_unix_sockets_are_safe_to_print() {
     let unnamed = SocketAddress::Unix(Box::default());
-    let plain =
+    let mut plain =
         encode_open(&Open { transport: Transport::Unix, local: unnamed.clone(), remote: unnamed.clone(), ..open() });
     assert_eq!(decoded_open(&plain).local, unnamed);
     for (path, want) in [
@@ -238,9 +240,12 @@ fn names_of_unix_sockets_are_safe_to_print() {
         (b"/run/\xff", "/run/\u{fffd}"),
         (b"/run/\x1b[2J\n", "/run/\\u{1b}[2J\\n"),
     ] {
-        let open = decoded_open(&[&plain[..], path].concat());
-        assert_eq!(open.transport, Transport::Unix);
-        assert_eq!((&open.local, &open.remote), (&SocketAddress::Unix(want.into()), &SocketAddress::Unix(want.into())));
+        let named = SocketAddress::Unix(want.into());
+        for (peer_named, local, remote) in [(0, &named, &unnamed), (1, &unnamed, &named)] {
+            plain[offset_of!(raw::Open, peer_named)] = peer_named;
+            let open = decoded_open(&[&plain[..], path].concat());
+            assert_eq!((open.transport, &open.local, &open.remote), (Transport::Unix, local, remote));
+        }
     }
 }
 
@@ -269,9 +274,10 @@ fn any_address() -> impl Strategy<Value = (Transport, SocketAddress, SocketAddre
                 [a, b].iter().all(|ip| Ipv6Addr::from(**ip).to_ipv4_mapped().is_none())
             })
             .prop_map(move |(a, b, p, q)| (Transport::Tcp, ip(a.into(), p), ip(b.into(), q))),
-        "[@/]?[a-z/.]{0,100}".prop_map(|name| {
-            let name = SocketAddress::Unix(name.into());
-            (Transport::Unix, name.clone(), name)
+        ("[@/]?[a-z/.]{0,100}", any::<bool>()).prop_map(|(name, peer_named)| {
+            let (name, unnamed) = (SocketAddress::Unix(name.into()), SocketAddress::Unix(Box::default()));
+            let (local, remote) = if peer_named { (unnamed, name) } else { (name, unnamed) };
+            (Transport::Unix, local, remote)
         }),
     ]
 }
