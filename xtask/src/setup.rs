@@ -50,6 +50,7 @@ const NEEDS: &[Need] = &[
     Need { package: "python3", files: &["python3"], wanted_for: &[Demo, Test] },
     Need { package: "openssl", files: &["openssl"], wanted_for: &[Demo, Test] },
     Need { package: "nodejs", files: &["node"], wanted_for: &[Demo, Test] },
+    Need { package: "bpftool", files: &["bpftool"], wanted_for: &[Test] },
     Need { package: "wrk", files: &["wrk"], wanted_for: &[Test] },
     Need { package: "runc", files: &["runc"], wanted_for: &[Test] },
     Need { package: "qemu-system-x86", files: &["qemu-system-x86_64"], wanted_for: &[Vm, Test] },
