@@ -236,7 +236,7 @@ impl Capture {
             netns: open.netns,
             first_seen: open.time,
         });
-        if self.table.describe(open.conn, Arc::clone(&info)).is_none() {
+        if self.table.describe(open.conn, &info).is_none() {
             self.insert(info, Met { orphan: false, joined: open.joined }, out);
         }
     }
@@ -356,7 +356,6 @@ impl Capture {
                 fruitless: 0,
                 last,
                 orphan: met.orphan,
-                mirror: None,
             },
         );
     }
@@ -400,7 +399,7 @@ fn feed(conn: &mut Conn, data: &Data<'_>, counts: &mut Counts, events: &mut Vec<
     let first = stream.seq.is_none();
     let missing = data.seq.wrapping_sub(stream.seq.unwrap_or_default());
     // A number below the expected one is two threads in one direction, not four thousand million lost records.
-    if missing > u32::MAX / 2 {
+    if missing > u32::MAX / 2 && !(orphan && first) {
         // Its bytes were taken for a gap when its successor came.
         counts.overlaps += 1;
         return;
@@ -446,18 +445,15 @@ fn feed(conn: &mut Conn, data: &Data<'_>, counts: &mut Counts, events: &mut Vec<
 }
 
 /// The other end's open client exchanges, when these events hold a server's request and that end is on this machine.
-fn mirror_requests(table: &mut Table, id: ConnId, events: &[Event]) -> Option<Vec<OpenExchange>> {
+fn mirror_requests(table: &Table, id: ConnId, events: &[Event]) -> Option<Vec<OpenExchange>> {
     let wanted =
         events.iter().any(|event| matches!(event, Event::RequestHead(head) if role_of(head.direction) == Role::Server));
     if !wanted {
         return None;
     }
     let conn = table.get(id)?;
-    let mirror = conn.mirror.or_else(|| table.mirror_of(&conn.info))?;
-    let open: Vec<OpenExchange> =
-        table.get(mirror)?.open.iter().filter(|open| open.role == Role::Client).copied().collect();
-    table.touch(id)?.mirror = Some(mirror);
-    Some(open)
+    let mirror = table.get(table.mirror_of(&conn.info)?)?;
+    Some(mirror.open.iter().filter(|open| open.role == Role::Client).copied().collect())
 }
 
 /// A client's request just began: the server that it goes to may have been heard before, and taken for a root.
@@ -467,7 +463,7 @@ fn join_late(table: &mut Table, id: ConnId, tracer: &mut Tracer) {
         return;
     };
     let (position, context) = (client.position, client.context);
-    let Some(mirror) = conn.mirror.or_else(|| table.mirror_of(&conn.info)) else { return };
+    let Some(mirror) = table.mirror_of(&conn.info) else { return };
     let Some(end) = table.touch(mirror) else { return };
     let Some(server) = end.open.iter_mut().find(|open| {
         open.role == Role::Server && open.link == Link::Root && open.carried.is_none() && open.position == position

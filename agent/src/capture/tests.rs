@@ -120,7 +120,7 @@ impl Script {
             opaque: head.is_empty(),
             unreadable: false,
         }));
-        end.seq[at] += 1;
+        end.seq[at] = end.seq[at].wrapping_add(1);
         end.position[at] += u64::from(len);
     }
 
@@ -461,6 +461,25 @@ fn a_connection_whose_description_was_lost_is_followed_without_addresses() {
     let exchange = played.of(3, Role::Server);
     assert_eq!((&exchange.connection.local, exchange.incomplete), (&wire.0[SERVER].local, None));
     assert_eq!(exchange.connection.process, process(200));
+}
+
+#[test]
+fn a_connection_met_again_after_any_number_of_records_has_lost_none() {
+    for seq in [[5, 7], [5, 3_000_000_000], [3_000_000_000, 5], [u32::MAX, u32::MAX - 2]] {
+        let mut script = Script::default();
+        let mut wire = script.connect(1, 100, 200);
+        script.records.clear();
+        let server = &mut wire.0[SERVER];
+        server.seq = seq;
+        for id in 0..2 {
+            script.moved(server, Direction::Receive, &request(id, ""), 0, b"");
+            script.moved(server, Direction::Send, &response(id), 0, b"");
+        }
+        let played = script.play();
+        assert_right_pairs(&played, &format!("{seq:?}"));
+        assert_eq!(played.of(1, Role::Server).outcome, Outcome::Complete);
+        assert_eq!((played.capture.counts().records_lost, played.capture.counts().overlaps), (0, 0), "{seq:?}");
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! The connection table: one owner, bounded, the one idle for longest goes first.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hashlink::LinkedHashMap;
-use rustc_hash::FxBuildHasher;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::model::{ConnId, Connection, Direction, Role, SocketAddress, Timestamp, TraceContext};
 use crate::protocol::Protocol;
@@ -23,8 +24,6 @@ pub struct Conn {
     pub last: Timestamp,
     /// Its description was lost, or it was evicted: how many records came before is not known.
     pub orphan: bool,
-    /// The other end, when it was found on this machine.
-    pub mirror: Option<ConnId>,
 }
 
 /// One direction.
@@ -49,14 +48,21 @@ pub struct OpenExchange {
     pub link: Link,
 }
 
-/// Two ends share it: local and remote address of the client's end.
-pub type Pair = (SocketAddress, SocketAddress);
+/// What tells the two ends of a connection apart from all others: the addresses, seen from one end.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Pair {
+    local: SocketAddr,
+    remote: SocketAddr,
+    /// Loopback addresses repeat in every network namespace, and do not leave it. 0 for all others, whose two ends may
+    /// be in different ones.
+    netns: u32,
+}
 
 /// The table.
 pub struct Table {
     conns: LinkedHashMap<ConnId, Conn, FxBuildHasher>,
     /// Ends by their addresses, to find the one that mirrors another.
-    ends: std::collections::HashMap<Pair, ConnId, FxBuildHasher>,
+    ends: FxHashMap<Pair, ConnId>,
     capacity: usize,
 }
 
@@ -79,7 +85,7 @@ impl Conn {
 
 impl Table {
     pub fn new(capacity: usize) -> Self {
-        Self { conns: LinkedHashMap::default(), ends: std::collections::HashMap::default(), capacity: capacity.max(1) }
+        Self { conns: LinkedHashMap::default(), ends: FxHashMap::default(), capacity: capacity.max(1) }
     }
 
     pub fn len(&self) -> usize {
@@ -114,40 +120,31 @@ impl Table {
     }
 
     /// Describe a connection anew. `None`: it is not in the table.
-    pub fn describe(&mut self, id: ConnId, info: Arc<Connection>) -> Option<&mut Conn> {
+    pub fn describe(&mut self, id: ConnId, info: &Arc<Connection>) -> Option<&mut Conn> {
         let conn = self.conns.to_back(&id)?;
-        let pair = (conn.info.local.clone(), conn.info.remote.clone());
-        if self.ends.get(&pair) == Some(&id) {
-            self.ends.remove(&pair);
-        }
-        conn.info = info;
-        conn.mirror = None;
-        let info = Arc::clone(&conn.info);
-        self.index(id, &info);
+        let former = std::mem::replace(&mut conn.info, Arc::clone(info));
+        self.forget_end(id, &former);
+        self.index(id, info);
         self.conns.get_mut(&id)
     }
 
-    fn index(&mut self, id: ConnId, info: &Connection) {
-        if let (SocketAddress::Ip(_), SocketAddress::Ip(_)) = (&info.local, &info.remote) {
-            self.ends.insert((info.local.clone(), info.remote.clone()), id);
-        }
-    }
-
-    /// The end on this machine that talks to this one.
+    /// The end on this machine that talks to this one. Addresses alone do not prove it: compare positions, too.
     pub fn mirror_of(&self, info: &Connection) -> Option<ConnId> {
-        self.ends.get(&(info.remote.clone(), info.local.clone())).copied().filter(|id| *id != info.id)
+        let pair = Pair::of(info)?;
+        let mirror = Pair { local: pair.remote, remote: pair.local, ..pair };
+        self.ends.get(&mirror).copied().filter(|id| *id != info.id)
     }
 
     pub fn remove(&mut self, id: ConnId) -> Option<Conn> {
         let conn = self.conns.remove(&id)?;
-        self.forget_end(id, &conn);
+        self.forget_end(id, &conn.info);
         Some(conn)
     }
 
     /// The one idle for longest.
     pub fn pop_oldest(&mut self) -> Option<(ConnId, Conn)> {
         let (id, conn) = self.conns.pop_front()?;
-        self.forget_end(id, &conn);
+        self.forget_end(id, &conn.info);
         Some((id, conn))
     }
 
@@ -164,11 +161,107 @@ impl Table {
         self.conns.iter()
     }
 
-    fn forget_end(&mut self, id: ConnId, conn: &Conn) {
-        let pair = (conn.info.local.clone(), conn.info.remote.clone());
+    fn index(&mut self, id: ConnId, info: &Connection) {
+        if let Some(pair) = Pair::of(info) {
+            self.ends.insert(pair, id);
+        }
+    }
+
+    fn forget_end(&mut self, id: ConnId, info: &Connection) {
         // A later connection with the same addresses may have taken the place.
-        if self.ends.get(&pair) == Some(&id) {
+        if let Some(pair) = Pair::of(info).filter(|pair| self.ends.get(pair) == Some(&id)) {
             self.ends.remove(&pair);
         }
+    }
+}
+
+impl Pair {
+    /// `None`: the addresses are not known, or do not tell one connection from another.
+    fn of(info: &Connection) -> Option<Self> {
+        let (SocketAddress::Ip(local), SocketAddress::Ip(remote)) = (&info.local, &info.remote) else { return None };
+        let confined = local.ip().is_loopback() || remote.ip().is_loopback();
+        Some(Self { local: *local, remote: *remote, netns: if confined { info.netns } else { 0 } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Backend, ProcessRef, Transport};
+
+    fn conn(id: u64, local: &str, remote: &str, netns: u32) -> Conn {
+        let ip = |text: &str| SocketAddress::Ip(text.parse().unwrap());
+        Conn {
+            info: Arc::new(Connection {
+                id: ConnId(id),
+                transport: Transport::Tcp,
+                local: ip(local),
+                remote: ip(remote),
+                backend: Backend::SockTracepoint,
+                tls: false,
+                process: ProcessRef::default(),
+                comm: Arc::from(""),
+                cgroup: 0,
+                uid: 0,
+                netns,
+                first_seen: Timestamp(id),
+            }),
+            parser: None,
+            receive: Stream::default(),
+            send: Stream::default(),
+            open: Vec::new(),
+            fruitless: 0,
+            last: Timestamp(id),
+            orphan: false,
+        }
+    }
+
+    fn add(table: &mut Table, id: u64, local: &str, remote: &str, netns: u32) -> Arc<Connection> {
+        Arc::clone(&table.insert(ConnId(id), conn(id, local, remote, netns)).info)
+    }
+
+    #[test]
+    fn ends_find_each_other_across_namespaces_but_loopback_stays_in_its_own() {
+        let mut table = Table::new(10);
+        let client = add(&mut table, 1, "10.0.0.1:40000", "10.0.0.2:80", 1);
+        let server = add(&mut table, 2, "10.0.0.2:80", "10.0.0.1:40000", 2);
+        assert_eq!((table.mirror_of(&client), table.mirror_of(&server)), (Some(ConnId(2)), Some(ConnId(1))));
+        let mut pods = Vec::new();
+        for netns in [1, 2] {
+            let first = u64::from(netns) * 10;
+            let client = add(&mut table, first, "127.0.0.1:40000", "127.0.0.1:80", netns);
+            pods.push((client, add(&mut table, first + 1, "127.0.0.1:80", "127.0.0.1:40000", netns)));
+        }
+        for (client, server) in &pods {
+            assert_eq!((table.mirror_of(client), table.mirror_of(server)), (Some(server.id), Some(client.id)));
+        }
+    }
+
+    #[test]
+    fn every_end_leaves_the_index_with_its_connection() {
+        let mut table = Table::new(10);
+        add(&mut table, 1, "10.0.0.1:40000", "10.0.0.2:80", 1);
+        let again = add(&mut table, 2, "10.0.0.1:40000", "10.0.0.2:80", 1);
+        let server = add(&mut table, 3, "10.0.0.2:80", "10.0.0.1:40000", 1);
+        // The addresses belong to the later connection, whatever becomes of the earlier one.
+        assert!(table.remove(ConnId(1)).is_some());
+        assert_eq!(table.mirror_of(&server), Some(ConnId(2)));
+        let moved = conn(2, "10.0.0.9:40000", "10.0.0.2:80", 1).info;
+        assert!(table.describe(ConnId(2), &moved).is_some());
+        assert_eq!((table.mirror_of(&server), table.ends.len()), (None, 2));
+        assert!(table.describe(ConnId(77), &again).is_none());
+        while table.pop_oldest().is_some() {}
+        assert!(table.is_empty() && table.ends.is_empty());
+    }
+
+    #[test]
+    fn the_one_not_touched_for_longest_goes_first() {
+        let mut table = Table::new(2);
+        add(&mut table, 1, "10.0.0.1:1", "10.0.0.2:80", 1);
+        add(&mut table, 2, "10.0.0.1:2", "10.0.0.2:80", 1);
+        assert!(table.is_full() && table.touch(ConnId(1)).is_some());
+        assert_eq!(table.oldest(), Some(Timestamp(2)));
+        assert_eq!(table.pop_oldest().map(|(id, _)| id), Some(ConnId(2)));
+        assert!(!table.is_full() && table.get(ConnId(1)).is_some() && table.touch(ConnId(2)).is_none());
     }
 }
