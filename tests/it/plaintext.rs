@@ -54,20 +54,33 @@ fn of_call(call: &Value) -> Facts {
     )
 }
 
+/// Facts of a call. Where a chunked upload outgrew the budget its framing is not seen: the call says so, and then it may
+/// not claim a size; the log's stands for it.
+fn known(call: &Value, log: &[Logged]) -> Facts {
+    let mut facts = of_call(call);
+    if call.text("weir.incomplete") == "chunked_beyond_budget" && call.get("http.request.body.size").is_none() {
+        let entry = log.iter().find(|entry| Some(entry.id.as_str()) == call.id());
+        facts.3 = entry.map_or(0, |entry| entry.request_bytes);
+        assert!(facts.3 > 4096, "the budget was not spent: {}", brief(call));
+    }
+    facts
+}
+
 /// Both sides of all calls at `port` are exactly those that the server logged, whole, and by the right processes.
 fn assert_same(calls: &[Value], port: u16, log: &[Logged]) {
     let mut wanted: Vec<Facts> = log.iter().map(of_log).collect();
     wanted.sort();
     for side in ["server", "client"] {
         let seen = at(calls, side, port);
-        let mut facts: Vec<Facts> = seen.iter().map(|call| of_call(call)).collect();
+        let mut facts: Vec<Facts> = seen.iter().map(|call| known(call, log)).collect();
         facts.sort();
         assert_eq!(facts.len(), wanted.len(), "{side} calls");
         for (fact, want) in facts.iter().zip(&wanted) {
             assert_eq!(fact, want, "{side}");
         }
         for call in &seen {
-            assert!(call.get("weir.incomplete").is_none(), "{}", brief(call));
+            let beyond_budget = call.text("weir.incomplete") == "chunked_beyond_budget";
+            assert!(beyond_budget || call.get("weir.incomplete").is_none(), "{}", brief(call));
             assert_eq!(call.id(), call.path().rsplit('/').next(), "paired with another's response: {}", brief(call));
         }
     }
@@ -343,7 +356,7 @@ fn a_server_on_a_unix_socket_is_reported_with_its_path() {
     }
     let address = format!("unix:{}", path.display());
     for call in of(&calls, "server", pid) {
-        assert_eq!(call.text("server.address"), path.display().to_string(), "{call} {address}");
+        assert_eq!(call.text("server.address"), address, "{call}");
     }
     agent.stop();
 }
