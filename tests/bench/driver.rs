@@ -65,6 +65,11 @@ impl Driver {
         numbers.first().copied().context("the driver said nothing")
     }
 
+    /// Nanoseconds of the cheapest system call.
+    pub(crate) fn system_call(&mut self) -> Result<f64> {
+        self.ask("call")?.first().copied().context("the driver said nothing")
+    }
+
     /// Requests to a server on loopback, over a number of connections at once.
     pub(crate) fn load(&mut self, port: u16, path: &str, connections: usize, requests: usize) -> Result<Load> {
         match self.ask(&format!("load {port} {path} {connections} {requests}"))?.as_slice() {
@@ -107,6 +112,7 @@ pub(crate) fn serve(cpu: &str) -> Result<()> {
             ["exchange", is_http, request, response] => {
                 format!("{:.1}", measure(is_http == "true", request.parse()?, response.parse()?)?)
             }
+            ["call"] => format!("{:.1}", system_call()?),
             ["load", port, path, connections, requests] => {
                 let load = load(port.parse()?, path, connections.parse()?, requests.parse()?)?;
                 format!("{} {} {}", load.seconds, load.p50_us, load.p99_us)
@@ -122,6 +128,18 @@ pub(crate) fn serve(cpu: &str) -> Result<()> {
 fn cpu_ns() -> Result<f64> {
     let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
     Ok(time.tv_sec() as f64 * 1e9 + time.tv_nsec() as f64)
+}
+
+fn system_call() -> Result<f64> {
+    let mut costs = Spread::default();
+    for _ in 0..CHUNKS {
+        let start = cpu_ns()?;
+        for _ in 0..EXCHANGES_PER_CHUNK {
+            std::hint::black_box(nix::unistd::getppid());
+        }
+        costs.push((cpu_ns()? - start) / EXCHANGES_PER_CHUNK as f64);
+    }
+    Ok(costs.quantile(0.1))
 }
 
 fn measure(is_http: bool, request: usize, response: usize) -> Result<f64> {
@@ -168,7 +186,10 @@ fn message(is_http: bool, is_request: bool, len: usize) -> Vec<u8> {
         return vec![1; len];
     }
     let (start, end) = if is_request {
-        ("GET /api/items/4711?page=2 HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\nX-Fill: ".to_owned(), "\r\n\r\n")
+        (
+            "GET /api/items/4711?page=2 HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\nX-Fill: ".to_owned(),
+            "\r\n\r\n",
+        )
     } else {
         // Two digits more or fewer would shift the length: fixed width by leading zeros.
         let head = |body: usize| {

@@ -1,6 +1,8 @@
 //! `cargo xtask bench [NAME]`: measures Weir beside the same without it, in one run, and says so when the machine was
 //! too noisy to tell. Prints ratios and writes target/bench/NAME.json.
 
+#![expect(clippy::disallowed_methods, reason = "time is what is measured")]
+
 mod driver;
 mod floor;
 mod kernel;
@@ -57,7 +59,11 @@ fn measure(&(name, run): &Measurement) -> Result<()> {
     fs::write(&path, serde_json::to_string_pretty(&result)?)?;
     report(format_args!(
         "{name}: {} (load average was {before}); target/bench/{name}.json",
-        if valid { "valid" } else { "NOT VALID: the machine was too noisy, a thing measured against itself differs" }
+        if valid {
+            "valid"
+        } else {
+            "NOT VALID: the machine was too busy, a thing measured against itself differs or records were lost"
+        }
     ))
 }
 
