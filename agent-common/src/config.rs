@@ -8,7 +8,7 @@ pub struct Config {
     pub budget: u32,
     /// Bytes copied per message while a connection pipelines.
     pub budget_burst: u32,
-    /// Non-zero: observe nothing.
+    /// Non-zero: meet no connection; those followed already go on. Set until all programs are attached.
     pub paused: u32,
     /// Non-zero: the filter maps are in use.
     pub filters: u32,
@@ -17,12 +17,7 @@ const _: () = assert!(size_of::<Config>() == 16);
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            budget: crate::limits::BUDGET_DEFAULT,
-            budget_burst: crate::limits::BUDGET_BURST,
-            paused: 0,
-            filters: 0,
-        }
+        Self { budget: crate::limits::BUDGET_DEFAULT, budget_burst: crate::limits::BUDGET_BURST, paused: 0, filters: 0 }
     }
 }
 

@@ -10,17 +10,15 @@ use agent_common::limits::{
     BURST_THRESHOLD, CLASSIFY_TURNS, PREFIX_AFTER_BUDGET, RECORD_PAYLOAD_MAX, RECORDS_PER_OPERATION, TAIL,
     UNIX_PATH_MAX,
 };
-use aya_ebpf::helpers::generated::{
-    bpf_get_current_cgroup_id, bpf_get_current_task_btf, bpf_ktime_get_ns,
-};
+use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_task_btf, bpf_ktime_get_ns};
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 
 use crate::arch::{Call, Kind, Source};
 use crate::emit::{count, output};
 use crate::kernel::{self, load};
 use crate::maps::{CONFIG, ConnState, Locals, MUTED, OPEN_SCRATCH, OWN_ADDRESSES, SCRATCH, Scratch, forget};
-use crate::{copy, socket};
 use crate::socket::Socket;
+use crate::{copy, socket};
 
 /// [`ConnState::verdict`] values.
 pub(crate) mod verdict {
@@ -52,6 +50,12 @@ pub(crate) struct Moved {
     pub(crate) backend: u8,
     /// The bytes are thrown away, not copied to the user (`MSG_TRUNC`).
     pub(crate) discarded: bool,
+}
+
+/// No connection is to be met now.
+#[inline(always)]
+pub(crate) fn is_paused() -> bool {
+    CONFIG.get(0).is_none_or(|config| config.paused != 0)
 }
 
 /// Follow one operation of a connection, made by `call`.
@@ -169,10 +173,7 @@ fn decide<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, source: &S
         }
         Start::Http2 | Start::Tls => {
             if !is_excluded(socket, state) {
-                count(
-                    if matches!(start, Start::Tls) { Counter::ConnectionsTls } else { Counter::ConnectionsHttp2 },
-                    1,
-                );
+                count(if matches!(start, Start::Tls) { Counter::ConnectionsTls } else { Counter::ConnectionsHttp2 }, 1);
                 open(state, socket, moved, start.protocol(), now());
                 state.verdict = verdict::SETTLED;
             }
@@ -226,9 +227,7 @@ fn is_excluded<S: Socket>(socket: S, state: &mut ConnState) -> bool {
             excluded = OWN_ADDRESSES.get_ptr(&key).is_some();
         }
     }
-    if !excluded
-        && let Some(config) = CONFIG.get(0)
-    {
+    if !excluded && let Some(config) = CONFIG.get(0) {
         let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
         excluded = config.paused != 0 || (config.filters != 0 && MUTED.get_ptr(&tgid).is_some());
     }

@@ -73,7 +73,7 @@ fn operation(sk: *const u8, direction: u8, len: u32, discarded: bool) {
     }
     let mut found = state(sk, false);
     if found.is_null() {
-        if !socket.is_wanted() {
+        if !socket.is_wanted() || stream::is_paused() {
             return;
         }
         found = state(sk, true);

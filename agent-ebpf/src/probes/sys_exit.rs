@@ -119,7 +119,7 @@ fn operation(call: &Call, direction: u8, len: u32, discarded: bool) {
     let found = if let Some(found) = WALKED_SOCKETS.get_ptr_mut(&key) {
         found
     } else {
-        if len == 0 || !socket.is_wanted() {
+        if len == 0 || !socket.is_wanted() || stream::is_paused() {
             return;
         }
         // SAFETY: all zero is a new connection.

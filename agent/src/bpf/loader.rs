@@ -65,7 +65,8 @@ pub fn attach(features: &Features, plan: &Plan, settings: Settings) -> Result<(A
     })?;
 
     let mut config = Array::try_from(take(&mut ebpf, "CONFIG")?)?;
-    config.set(0, settings.config, 0).context("cannot write the kernel configuration")?;
+    // Attaching takes a moment a program: whoever saw only one direction meanwhile would distrust the connection.
+    config.set(0, Config { paused: 1, ..settings.config }, 0).context("cannot write the kernel configuration")?;
     let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)?;
     let muted = HashMap::try_from(take(&mut ebpf, "MUTED")?)?;
     let ring = Ring(RingBuf::try_from(take(&mut ebpf, "RECORDS")?)?);
@@ -84,6 +85,7 @@ pub fn attach(features: &Features, plan: &Plan, settings: Settings) -> Result<(A
             lost: program.lost,
         });
     }
+    config.set(0, settings.config, 0).context("cannot write the kernel configuration")?;
     Ok((Attached { ebpf, attachments, config, counters, muted }, ring))
 }
 
