@@ -9,7 +9,10 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real servers run on the real clock")]
 
+mod late;
 mod lifecycle;
 mod load;
 mod plaintext;
 mod sockets;
+mod trace;
+mod trace;
