@@ -24,9 +24,6 @@ fn main() -> Result<()> {
         }
         Err(_) => Toolchain::Nightly,
     };
-    aya_build::build_ebpf(
-        [Package { name: "agent-ebpf", root_dir: "../agent-ebpf", ..Package::default() }],
-        toolchain,
-    )
-    .context("cannot build the kernel programs; `cargo xtask setup` installs what they need")
+    aya_build::build_ebpf([Package { name: "agent-ebpf", root_dir: "../agent-ebpf", ..Package::default() }], toolchain)
+        .context("cannot build the kernel programs; `cargo xtask setup` installs what they need")
 }

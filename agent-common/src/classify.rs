@@ -101,7 +101,10 @@ pub fn classify_word(first: u64) -> Start {
         b'G' if first & mask(4) == METHODS[0].0 => Start::Request { bodyless: true },
         b'H' if first & mask(7) == STATUS.0 => Start::Response,
         b'H' if first & mask(5) == METHODS[3].0 => Start::Request { bodyless: true },
-        b'P' if first & mask(5) == METHODS[1].0 || first & mask(4) == METHODS[2].0 || first & mask(6) == METHODS[5].0 => {
+        b'P' if first & mask(5) == METHODS[1].0
+            || first & mask(4) == METHODS[2].0
+            || first & mask(6) == METHODS[5].0 =>
+        {
             Start::Request { bodyless: false }
         }
         b'P' if first == PREFACE.0 => Start::Http2,

@@ -25,7 +25,8 @@ pub(crate) fn count(counter: Counter, by: u64) {
 #[inline(always)]
 pub(crate) unsafe fn output(record: *const u8, len: u64) -> bool {
     // SAFETY: as above.
-    let status = unsafe { bpf_ringbuf_output((&raw const RECORDS).cast_mut().cast(), record.cast_mut().cast(), len, 0) };
+    let status =
+        unsafe { bpf_ringbuf_output((&raw const RECORDS).cast_mut().cast(), record.cast_mut().cast(), len, 0) };
     if status == 0 {
         count(Counter::Records, 1);
         true

@@ -159,7 +159,9 @@ fn duration(text: &str) -> Result<Duration, String> {
         "h" => number.checked_mul(3600).map(Duration::from_secs),
         _ => None,
     };
-    duration.filter(|duration| !duration.is_zero()).ok_or_else(|| format!("{text:?} is no duration; write 30s, 5m or 2h"))
+    duration
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| format!("{text:?} is no duration; write 30s, 5m or 2h"))
 }
 
 #[cfg(test)]

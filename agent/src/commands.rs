@@ -164,10 +164,8 @@ fn tail(args: Tail) -> Result<ExitCode> {
 fn record(path: &Path, duration: Option<Duration>, max_bytes: u64) -> Result<ExitCode> {
     let features = bpf::detect();
     let plan = bpf::plan(&features, Wanted::Auto)?;
-    let settings = bpf::Settings {
-        ring_bytes: agent_common::limits::RING_BYTES,
-        config: agent_common::config::Config::default(),
-    };
+    let settings =
+        bpf::Settings { ring_bytes: agent_common::limits::RING_BYTES, config: agent_common::config::Config::default() };
     let mut recorder = Recorder::create(path, clock::wall_offset_ns(), run::seed()?, max_bytes)?;
     let (attached, mut ring) = bpf::attach(&features, &plan, settings)?;
     say(format_args!("recording to {}; it will hold what processes exchange, secrets included", path.display()));
@@ -176,8 +174,7 @@ fn record(path: &Path, duration: Option<Duration>, max_bytes: u64) -> Result<Exi
     let runtime = runtime()?;
     let flag = Arc::clone(&stopped);
     runtime.spawn(async move {
-        let (Ok(mut terminate), Ok(mut interrupt)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
         else {
             return;
         };

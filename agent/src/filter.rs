@@ -43,7 +43,8 @@ impl Filter {
     /// True when no call of the process can be selected, whatever its connection: the kernel need not follow it.
     pub fn excludes_process(&self, workload: &Workload) -> bool {
         let by_process = |target: &Target| target.matches_process(workload);
-        let hopeless = !self.targets.is_empty() && !self.targets.iter().any(|target| by_process(target).unwrap_or(true));
+        let hopeless =
+            !self.targets.is_empty() && !self.targets.iter().any(|target| by_process(target).unwrap_or(true));
         hopeless || self.exclude.iter().any(|target| by_process(target).unwrap_or(false))
     }
 }

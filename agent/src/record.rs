@@ -103,9 +103,7 @@ impl Recording {
         let number = |at: usize| -> Option<u64> {
             bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_ne_bytes)
         };
-        let (Some(MAGIC), Some(wall_offset_ns), Some(seed)) =
-            (bytes.first_chunk::<8>(), number(8), number(16))
-        else {
+        let (Some(MAGIC), Some(wall_offset_ns), Some(seed)) = (bytes.first_chunk::<8>(), number(8), number(16)) else {
             bail!("it does not begin with the header of a recording (WEIRREC1)");
         };
         let mut records = Vec::new();

@@ -125,8 +125,7 @@ fn rules(config: &Config) -> Rules {
 
 /// An assessor with the configuration's bounds.
 pub fn assessor(config: &Config) -> Assessor {
-    let workloads =
-        Workloads::new(WorkloadLimits { processes: config.limits.processes, ..WorkloadLimits::default() });
+    let workloads = Workloads::new(WorkloadLimits { processes: config.limits.processes, ..WorkloadLimits::default() });
     let routes = TypedSegments::new(RouteLimits {
         templates: config.limits.routes,
         templates_per_service: config.limits.routes_per_service,
@@ -552,12 +551,7 @@ fn report_losses(supervisor: &Supervisor, before: u64) -> u64 {
 }
 
 /// Read the configuration again; the last good one stays when the new one is wrong.
-fn reconfigure(
-    supervisor: &Supervisor,
-    origin: &Origin,
-    new_rules: &Mutex<Option<Rules>>,
-    governor: &mut Governor,
-) {
+fn reconfigure(supervisor: &Supervisor, origin: &Origin, new_rules: &Mutex<Option<Rules>>, governor: &mut Governor) {
     let new = match load(origin) {
         Ok(new) => new,
         Err(errors) => {

@@ -76,7 +76,7 @@ fn it_ends_by_itself_after_the_duration() {
             .arg("--export")
             .arg(format!("jsonl:{}", folder.path().join("calls").display())),
     );
-    process.wait_for_stderr("ready", Duration::from_secs(60));
+    process.wait_for_stderr("ready", Duration::from_mins(1));
     let status = process.wait(Duration::from_secs(10)).expect("it did not end");
     assert!(status.success(), "{status} {:#?}", process.stderr());
 }

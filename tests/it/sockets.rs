@@ -63,33 +63,49 @@ fn header(vectors: &mut [libc::iovec]) -> libc::msghdr {
     header
 }
 
-// SAFETY (all of these): descriptors are open, and pointers and lengths are those of live buffers.
-const SENDS: [(&str, Move); 6] = [
-    ("write", |fd, bytes| unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) }),
-    ("send", |fd, bytes| unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), 0) }),
-    ("writev", |fd, bytes| unsafe { libc::writev(fd, iovecs(bytes).as_ptr(), 3) }),
-    ("pwritev2", |fd, bytes| unsafe {
+/// An array of system calls by name; in each, the descriptor is open, and pointers and lengths are those of live buffers.
+macro_rules! calls {
+    ($($name:literal => |$fd:ident, $bytes:ident| $call:expr;)+) => {
+        [$(($name, |$fd, $bytes| {
+            // SAFETY: as said above.
+            unsafe { $call }
+        })),+]
+    };
+}
+
+const SENDS: [(&str, Move); 6] = calls! {
+    "write" => |fd, bytes| libc::write(fd, bytes.as_ptr().cast(), bytes.len());
+    "send" => |fd, bytes| libc::send(fd, bytes.as_ptr().cast(), bytes.len(), 0);
+    "writev" => |fd, bytes| libc::writev(fd, iovecs(bytes).as_ptr(), 3);
+    "pwritev2" => |fd, bytes| {
         libc::syscall(libc::SYS_pwritev2, i64::from(fd), iovecs(bytes).as_ptr(), 3_i64, -1_i64, -1_i64, 0_i64) as isize
-    }),
-    ("sendmsg", |fd, bytes| unsafe { libc::sendmsg(fd, &header(&mut iovecs(bytes)), 0) }),
-    ("sendmmsg", |fd, bytes| unsafe {
+    };
+    "sendmsg" => |fd, bytes| {
+        let mut vectors = iovecs(bytes);
+        let message = header(&mut vectors);
+        libc::sendmsg(fd, &raw const message, 0)
+    };
+    "sendmmsg" => |fd, bytes| {
         let mut vectors = iovecs(bytes);
         let mut message = libc::mmsghdr { msg_hdr: header(&mut vectors), msg_len: 0 };
-        if libc::sendmmsg(fd, &mut message, 1, 0) == 1 { message.msg_len as isize } else { -1 }
-    }),
-];
+        if libc::sendmmsg(fd, &raw mut message, 1, 0) == 1 { message.msg_len as isize } else { -1 }
+    };
+};
 
-// SAFETY: as above.
-const RECEIVES: [(&str, Move); 5] = [
-    ("read", |fd, bytes| unsafe { libc::read(fd, bytes.as_mut_ptr().cast(), bytes.len()) }),
-    ("recv", |fd, bytes| unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), 0) }),
-    ("readv", |fd, bytes| unsafe { libc::readv(fd, iovecs(bytes).as_ptr(), 3) }),
-    ("recvmsg", |fd, bytes| unsafe { libc::recvmsg(fd, &mut header(&mut iovecs(bytes)), 0) }),
-    ("peek then recv", |fd, bytes| unsafe {
+const RECEIVES: [(&str, Move); 5] = calls! {
+    "read" => |fd, bytes| libc::read(fd, bytes.as_mut_ptr().cast(), bytes.len());
+    "recv" => |fd, bytes| libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), 0);
+    "readv" => |fd, bytes| libc::readv(fd, iovecs(bytes).as_ptr(), 3);
+    "recvmsg" => |fd, bytes| {
+        let mut vectors = iovecs(bytes);
+        let mut message = header(&mut vectors);
+        libc::recvmsg(fd, &raw mut message, 0)
+    };
+    "peek then recv" => |fd, bytes| {
         libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), libc::MSG_PEEK);
         libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), 0)
-    }),
-];
+    };
+};
 
 /// One exchange over `connection`, both ends moving bytes by the given calls.
 fn exchange(client: i32, server: i32, send: Move, receive: Move, id: &str) {
@@ -370,16 +386,16 @@ fn pass_on(fd: i32) -> OwnedFd {
     // SAFETY: the control buffer is larger than one descriptor needs, aligned, and lives through both calls.
     unsafe {
         message.msg_controllen = libc::CMSG_SPACE(4) as _;
-        let part = libc::CMSG_FIRSTHDR(&message);
+        let part = libc::CMSG_FIRSTHDR(&raw const message);
         (*part).cmsg_level = libc::SOL_SOCKET;
         (*part).cmsg_type = libc::SCM_RIGHTS;
         (*part).cmsg_len = libc::CMSG_LEN(4) as _;
         libc::CMSG_DATA(part).cast::<i32>().write_unaligned(fd);
-        assert_eq!(libc::sendmsg(from.as_raw_fd(), &message, 0), 1);
+        assert_eq!(libc::sendmsg(from.as_raw_fd(), &raw const message, 0), 1);
         libc::close(fd);
         message.msg_controllen = libc::CMSG_SPACE(4) as _;
-        assert_eq!(libc::recvmsg(to.as_raw_fd(), &mut message, 0), 1);
-        let received = libc::CMSG_DATA(libc::CMSG_FIRSTHDR(&message)).cast::<i32>().read_unaligned();
+        assert_eq!(libc::recvmsg(to.as_raw_fd(), &raw mut message, 0), 1);
+        let received = libc::CMSG_DATA(libc::CMSG_FIRSTHDR(&raw const message)).cast::<i32>().read_unaligned();
         OwnedFd::from_raw_fd(received)
     }
 }
@@ -398,9 +414,9 @@ fn what_is_not_http_over_a_stream_is_left_alone() {
     let mut buffer = [0; 64];
     for _ in 0..10 {
         client.write_all(b"EHLO example.org and more\r\n").unwrap();
-        server.read(&mut buffer).unwrap();
+        assert!(server.read(&mut buffer).unwrap() > 0);
         server.write_all(b"250-example.org and more\r\n").unwrap();
-        client.read(&mut buffer).unwrap();
+        assert!(client.read(&mut buffer).unwrap() > 0);
     }
     let other = || agent.metric("weir_kernel_total", &[("kind", "connections_other")]);
     assert!(wait_until(|| other() >= 2.0, SOON), "{} connections left alone", other());

@@ -46,14 +46,14 @@ pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
         exec.process_start_ns = process_start();
         exec.cgroup = bpf_get_current_cgroup_id();
         bpf_get_current_comm((&raw mut exec.comm).cast(), exec.comm.len() as u32);
-        let len = bpf_probe_read_kernel_str(
-            (&raw mut (*scratch).filename).cast(),
-            FILENAME_MAX as u32,
-            filename.cast(),
-        );
+        let len =
+            bpf_probe_read_kernel_str((&raw mut (*scratch).filename).cast(), FILENAME_MAX as u32, filename.cast());
         // The helper counts the NUL.
         let len = if len > 0 { len as u32 - 1 } else { 0 };
-        output(scratch.cast::<u8>().cast_const(), size_of::<Exec>() as u64 + u64::from(clamp(len, FILENAME_MAX as u32)));
+        output(
+            scratch.cast::<u8>().cast_const(),
+            size_of::<Exec>() as u64 + u64::from(clamp(len, FILENAME_MAX as u32)),
+        );
     }
     0
 }

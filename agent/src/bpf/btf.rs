@@ -113,8 +113,7 @@ impl<'a> Btf<'a> {
         }
         for index in 0..owner.members as usize {
             let at = owner.body + index * 12;
-            let (member, kind, offset) =
-                (word(self.types, at)?, word(self.types, at + 4)?, word(self.types, at + 8)?);
+            let (member, kind, offset) = (word(self.types, at)?, word(self.types, at + 4)?, word(self.types, at + 8)?);
             let offset = if owner.bitfields { offset & 0x00ff_ffff } else { offset };
             let member = self.name(member);
             if member == name {

@@ -10,5 +10,5 @@ pub mod ring;
 
 pub use features::{Features, detect};
 pub use loader::{Attached, Attachment, Settings, attach};
-pub use ring::Ring;
 pub use plan::{Plan, Refused, SocketBackend, Wanted, plan};
+pub use ring::Ring;

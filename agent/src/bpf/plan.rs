@@ -119,7 +119,8 @@ impl SocketBackend {
         if self == Self::SysExit {
             if !features.probe_read_kernel {
                 return Some(
-                    "lockdown=confidentiality refuses bpf_probe_read_kernel, which the descriptor walk needs".to_owned(),
+                    "lockdown=confidentiality refuses bpf_probe_read_kernel, which the descriptor walk needs"
+                        .to_owned(),
                 );
             }
             if let Some(missing) = features.missing_walk_fields.first() {
@@ -142,7 +143,8 @@ pub fn plan(features: &Features, wanted: Wanted) -> Result<Plan, Refused> {
     let mut reasons = features.obstacles.clone();
     if !features.btf {
         reasons.push(
-            "this kernel has no BTF at /sys/kernel/btf/vmlinux; it must be built with CONFIG_DEBUG_INFO_BTF=y".to_owned(),
+            "this kernel has no BTF at /sys/kernel/btf/vmlinux; it must be built with CONFIG_DEBUG_INFO_BTF=y"
+                .to_owned(),
         );
     }
     if !reasons.is_empty() {

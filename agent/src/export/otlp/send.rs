@@ -65,7 +65,7 @@ pub(super) struct Client {
 #[derive(Debug)]
 enum Transport {
     Grpc(Channel),
-    Http { client: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>, uri: Uri },
+    Http { client: Box<HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>>, uri: Uri },
 }
 
 /// A delivered request; the collector may have refused parts of it.
@@ -102,7 +102,7 @@ impl Client {
     pub(super) fn new(settings: &SignalSettings) -> anyhow::Result<Self> {
         let transport = match settings.protocol {
             Protocol::Grpc => Transport::Grpc(channel(settings)?),
-            Protocol::Http => Transport::Http { client: http_client(settings)?, uri: settings.uri.clone() },
+            Protocol::Http => Transport::Http { client: Box::new(http_client(settings)?), uri: settings.uri.clone() },
         };
         Ok(Self { transport, headers: settings.headers.clone(), timeout: settings.timeout, gzip: settings.gzip })
     }
