@@ -15,4 +15,3 @@ mod load;
 mod plaintext;
 mod sockets;
 mod trace;
-mod trace;
