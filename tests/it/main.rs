@@ -9,9 +9,11 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real servers run on the real clock")]
 
+mod cli;
 mod late;
 mod lifecycle;
 mod load;
+mod otlp;
 mod plaintext;
 mod sockets;
 mod trace;
