@@ -117,7 +117,9 @@ fn run(task: Task) -> Result<()> {
         Task::Tidy => tidy::run(),
         Task::Bench { name } => {
             setup::ensure(Purpose::Test)?;
+            let agent = build::agent(true)?;
             let mut cargo = ebpf::cargo()?;
+            cargo.env("WEIR_BIN", agent);
             cargo.args(["run", "--release", "--package", "weir-tests", "--bin", "weir-bench", "--"]).args(name);
             shell::run(&mut cargo)
         }
