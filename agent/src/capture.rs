@@ -11,7 +11,7 @@ use crate::event::{Close, Comm, Data, Exec, FirstBytes, KernelEvent, Open};
 use crate::model::{
     ConnId, Connection, Direction, Exchange, Incomplete, ProcessRef, Role, SocketAddress, Timestamp, Transport,
 };
-use crate::protocol::{self, Done, End, Event, Limits, Operation, Protocol, RequestHead, Segment};
+use crate::protocol::{self, Done, End, Event, Limits, Operation, RequestHead, Segment, Wire};
 use crate::trace::{Link, Thread, Traceparent, Tracer};
 
 /// Processes of which the assess half was told.
@@ -339,12 +339,7 @@ impl Capture {
         while self.table.is_full() && self.evict_oldest(out) {}
         self.counts.connections += 1;
         let (id, last) = (info.id, info.first_seen);
-        let limits = self.settings.limits;
-        let parser: Box<dyn Protocol> = Box::new(if met.joined {
-            protocol::http1::Connection::joined(limits)
-        } else {
-            protocol::http1::Connection::new(limits)
-        });
+        let parser = protocol::start(Wire::Http1, met.joined, self.settings.limits);
         self.table.insert(
             id,
             Conn {

@@ -108,6 +108,21 @@ impl Default for Limits {
     }
 }
 
+/// What a connection speaks, by its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    Http1,
+}
+
+/// The registry: what reads a connection. `joined`: bytes had moved before, so that a response may answer a request that
+/// nobody saw.
+pub fn start(wire: Wire, joined: bool, limits: Limits) -> Box<dyn Protocol> {
+    match (wire, joined) {
+        (Wire::Http1, false) => Box::new(http1::Connection::new(limits)),
+        (Wire::Http1, true) => Box::new(http1::Connection::joined(limits)),
+    }
+}
+
 /// One connection's worth of a protocol. Never panics, whatever the bytes; memory is bounded by [`Limits`].
 pub trait Protocol: Send {
     /// The next segment of `direction`, at `position` in that direction's stream.
