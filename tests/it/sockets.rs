@@ -156,25 +156,32 @@ fn every_form_of_send_and_receive_is_seen_once_on_both_ends() {
 
 #[test]
 fn several_messages_in_one_call_are_counted_and_their_content_left_unknown() {
-    let agent = Agent::start(&Options::default());
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let client = connect(listener.local_addr().unwrap().port());
-    let mut server = listener.accept().unwrap().0;
-    // The connection is known to speak HTTP before.
-    exchange(client.as_raw_fd(), server.as_raw_fd(), SENDS[0].1, RECEIVES[0].1, "before");
-    let before = opaque(&agent);
-    let mut request = request("GET", "/two", &[], b"");
-    let (first, second) = request.split_at_mut(10);
-    let mut vectors =
-        [first, second].map(|part| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() });
-    let [a, b] = &mut vectors;
-    let mut messages = [a, b].map(|vector| libc::mmsghdr { msg_hdr: header(std::slice::from_mut(vector)), msg_len: 0 });
-    // SAFETY: both messages point to live buffers.
-    assert_eq!(unsafe { libc::sendmmsg(client.as_raw_fd(), messages.as_mut_ptr(), 2, 0) }, 2);
-    let mut buffer = vec![0; request.len()];
-    server.read_exact(&mut buffer).unwrap();
-    assert!(wait_until(|| opaque(&agent) >= before + request.len() as f64, SOON), "{} bytes opaque", opaque(&agent));
-    agent.stop();
+    for options in backends() {
+        let agent = Agent::start(&options);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = connect(listener.local_addr().unwrap().port());
+        let mut server = listener.accept().unwrap().0;
+        // The connection is known to speak HTTP before.
+        exchange(client.as_raw_fd(), server.as_raw_fd(), SENDS[0].1, RECEIVES[0].1, "before");
+        let before = opaque(&agent);
+        let mut request = request("GET", "/two", &[], b"");
+        let (first, second) = request.split_at_mut(10);
+        let mut vectors =
+            [first, second].map(|part| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() });
+        let [a, b] = &mut vectors;
+        let mut messages =
+            [a, b].map(|vector| libc::mmsghdr { msg_hdr: header(std::slice::from_mut(vector)), msg_len: 0 });
+        // SAFETY: both messages point to live buffers.
+        assert_eq!(unsafe { libc::sendmmsg(client.as_raw_fd(), messages.as_mut_ptr(), 2, 0) }, 2);
+        let mut buffer = vec![0; request.len()];
+        server.read_exact(&mut buffer).unwrap();
+        assert!(
+            wait_until(|| opaque(&agent) >= before + request.len() as f64, SOON),
+            "{} bytes opaque",
+            opaque(&agent)
+        );
+        agent.stop();
+    }
 }
 
 #[test]

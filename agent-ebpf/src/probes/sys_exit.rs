@@ -43,16 +43,27 @@ pub(crate) fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Bytes that the call moved. `sendmmsg` and `recvmmsg` return a number of messages: one has its length in user memory;
-/// several are left to the next operation, whose position tells what went by.
+/// Messages of one `sendmmsg` or `recvmmsg` whose lengths are added up; the position of the next operation tells what
+/// further ones moved.
+const MESSAGES_MAX: u64 = 16;
+
+/// Bytes that the call moved. `sendmmsg` and `recvmmsg` return a number of messages, whose lengths are in user memory.
 #[inline(always)]
 fn length(call: &Call, returned: u32) -> Option<u32> {
-    /// `msg_len` of `struct mmsghdr`, behind its `struct user_msghdr`.
+    /// `struct mmsghdr`: a `struct user_msghdr` (56 bytes), `msg_len`, padding.
     const MSG_LEN: u64 = 56;
+    const STRIDE: u64 = 64;
     if call.number != arch::SENDMMSG && call.number != arch::RECVMMSG {
         return Some(returned);
     }
-    if returned == 1 && call.args[2] == 1 { copy::user::<u32>(call.args[1].wrapping_add(MSG_LEN)) } else { None }
+    let mut len = 0_u32;
+    for index in 0..MESSAGES_MAX {
+        if index >= u64::from(returned) {
+            break;
+        }
+        len = len.wrapping_add(copy::user::<u32>(call.args[1].wrapping_add(index * STRIDE + MSG_LEN))?);
+    }
+    Some(len)
 }
 
 /// The direction of the call's bytes, and whether they were thrown away; `None` if it moves none of a socket's stream.
