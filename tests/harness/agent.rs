@@ -225,10 +225,21 @@ impl Agent {
 
 /// Parse a file of calls; a last line that is not whole yet is left out.
 pub fn read_calls(path: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let bytes = whole_lines(path);
+    parse_lines(std::str::from_utf8(&bytes).expect("calls are UTF-8"))
+}
+
+/// A file without the part behind its last line break; empty when there is no file.
+pub(super) fn whole_lines(path: &Path) -> Vec<u8> {
+    let mut bytes = fs::read(path).unwrap_or_default();
+    let end = bytes.iter().rposition(|byte| *byte == b'\n').unwrap_or_default();
+    bytes.truncate(end);
+    bytes
+}
+
+pub(super) fn parse_lines(text: &str) -> Vec<Value> {
     let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-    whole.lines().map(parse).collect()
+    text.lines().map(parse).collect()
 }
 
 /// Readable access to one call.

@@ -175,7 +175,9 @@ fn wait_log(path: &Path, count: usize) -> Vec<Logged> {
 }
 
 fn read_log(path: &Path) -> Vec<Logged> {
-    super::agent::read_calls(path).iter().map(logged).collect()
+    // nginx logs the bytes of a target as they came.
+    let bytes = super::agent::whole_lines(path);
+    super::agent::parse_lines(&String::from_utf8_lossy(&bytes)).iter().map(logged).collect()
 }
 
 fn logged(line: &Value) -> Logged {
