@@ -8,11 +8,20 @@ use crate::maps::{COUNTERS, RECORDS};
 /// Add to a counter of this CPU.
 #[inline(always)]
 pub(crate) fn count(counter: Counter, by: u64) {
+    count_all([(counter, by)]);
+}
+
+/// Add to several counters of this CPU.
+#[inline(always)]
+pub(crate) fn count_all<const N: usize>(counts: [(Counter, u64); N]) {
     if let Some(counters) = COUNTERS.get_ptr_mut(0) {
-        // SAFETY: a per-CPU value, and tracing programs do not preempt each other on one CPU.
-        unsafe {
-            let slot = (counters.cast::<u64>()).add(counter as usize);
-            *slot = (*slot).wrapping_add(by);
+        let counters = counters.cast::<u64>();
+        for (counter, by) in counts {
+            // SAFETY: a per-CPU value, and tracing programs do not preempt each other on one CPU.
+            unsafe {
+                let slot = counters.add(counter as usize);
+                *slot = (*slot).wrapping_add(by);
+            }
         }
     }
 }

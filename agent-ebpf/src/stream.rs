@@ -14,7 +14,7 @@ use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_ta
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 
 use crate::arch::{Call, Kind, Source};
-use crate::emit::{count, output};
+use crate::emit::{count, count_all, output};
 use crate::kernel::{self, load};
 use crate::maps::{CONFIG, ConnState, Locals, MUTED, OPEN_SCRATCH, OWN_ADDRESSES, SCRATCH, Scratch, forget};
 use crate::socket::Socket;
@@ -397,18 +397,17 @@ fn note_burst(state: &mut ConnState, turned: bool, begins: u64) {
     }
 }
 
+/// Count the operation: one look-up for all.
 #[inline(always)]
 fn tally(moved: &Moved, locals: &Locals) {
-    count(Counter::Operations, 1);
-    if locals.begins == begins::REQUEST {
-        count(Counter::Requests, 1);
-    }
-    count(Counter::Bytes, u64::from(moved.len));
-    if locals.source.kind == Kind::Opaque {
-        count(Counter::BytesOpaque, u64::from(moved.len));
-    } else {
-        count(Counter::BytesCopied, locals.copied);
-    }
+    let is_opaque = locals.source.kind == Kind::Opaque;
+    count_all([
+        (Counter::Operations, 1),
+        (Counter::Requests, u64::from(locals.begins == begins::REQUEST)),
+        (Counter::Bytes, u64::from(moved.len)),
+        (Counter::BytesOpaque, if is_opaque { u64::from(moved.len) } else { 0 }),
+        (Counter::BytesCopied, locals.copied),
+    ]);
 }
 
 #[inline(always)]
