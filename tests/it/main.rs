@@ -9,6 +9,7 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "real servers run on the real clock")]
 
+mod bad_input;
 mod cli;
 mod late;
 mod lifecycle;
