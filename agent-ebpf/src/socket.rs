@@ -88,6 +88,20 @@ impl Trusted {
         unsafe { load::<u16>(self.0, &kernel::SK_TYPE) == SOCK_STREAM }
     }
 
+    /// Bytes were received that the process has not read. (A FIN counts as one.)
+    #[inline(always)]
+    pub(crate) fn has_unread(self) -> bool {
+        // SAFETY: the helper takes a trusted socket and returns a typed pointer or null.
+        unsafe {
+            let tcp = bpf_skc_to_tcp_sock(self.0.cast_mut().cast()).cast::<u8>().cast_const();
+            if tcp.is_null() {
+                return false;
+            }
+            let (received, read): (u32, u32) = (load(tcp, &kernel::TCP_RCV_NXT), load(tcp, &kernel::TCP_COPIED_SEQ));
+            received.wrapping_sub(read) > 1
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn is_wanted(self) -> bool {
         // SAFETY: as above.

@@ -287,10 +287,13 @@ impl Capture {
         let Self { table, tracer, counts, events, .. } = self;
         let Some(conn) = table.touch(close.conn) else { return };
         conn.last = close.time;
+        conn.receive.closed |= close.receive;
+        conn.send.closed |= close.send;
+        let gone = close.reset || (conn.receive.closed && conn.send.closed);
         if let Some(parser) = &mut conn.parser {
             if close.reset {
                 parser.on_end(End::Reset, close.time, events);
-            } else if close.receive && close.send {
+            } else if gone {
                 parser.on_end(End::Closed, close.time, events);
             } else if close.receive {
                 parser.on_end(End::Direction(Direction::Receive), close.time, events);
@@ -299,7 +302,7 @@ impl Capture {
             }
         }
         settle(conn, None, tracer, counts, events, out);
-        if close.reset || (close.receive && close.send) {
+        if gone {
             self.table.remove(close.conn);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
@@ -442,4 +442,42 @@ fn methods_of_extensions_are_seen_as_sent() {
     assert_eq!(call.text("http.request.method"), "_OTHER");
     assert_eq!(call.text("http.request.method_original"), "PROPFIND");
     agent.stop();
+}
+
+#[test]
+fn a_client_that_closed_its_half_gets_its_response_before_the_connection_ends() {
+    for options in backends() {
+        let agent = Agent::start(&options);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut client = connect(port);
+        client.write_all(&request("GET", "/half", &[], b"")).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        let mut received = Vec::new();
+        server.read_to_end(&mut received).unwrap();
+        server.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end").unwrap();
+        drop(server);
+        // Both ends are closed for the kernel now, and the response is not read yet.
+        let closed = || std::fs::read_to_string("/proc/net/tcp").unwrap().lines().any(|line| is_gone(line, &client));
+        assert!(wait_until(closed, SOON), "the client's end is not in TIME_WAIT");
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).unwrap();
+        drop(client);
+        let calls = agent.wait_for(|calls| at(calls, "client", port).len() == 1, SOON);
+        for side in ["server", "client"] {
+            let call = at(&calls, side, port)[0];
+            assert_eq!((call.status(), call.text("error.type")), (Some(200), ""), "{call}");
+            assert_eq!(call["http.response.body.size"], 13, "{call}");
+        }
+        agent.stop();
+    }
+}
+
+/// The line of `/proc/net/tcp` is the client's, in TIME_WAIT.
+fn is_gone(line: &str, client: &TcpStream) -> bool {
+    const TIME_WAIT: &str = "06";
+    let local = format!("0100007F:{:04X}", client.local_addr().unwrap().port());
+    let mut fields = line.split_whitespace().skip(1);
+    fields.next() == Some(&local) && fields.nth(1) == Some(TIME_WAIT)
 }

@@ -7,6 +7,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use crate::kernel::{self, load};
 use crate::maps::{ConnState, OWN_ADDRESSES, WALKED_SOCKETS, WalkedKey};
 use crate::probes::socket;
+use crate::socket::Trusted;
 use crate::stream::{self, verdict};
 
 // include/net/tcp_states.h, user ABI.
@@ -20,7 +21,7 @@ const TCP_LAST_ACK: i32 = 9;
 /// May run in an interrupt: says nothing about the process. Emits Close for followed connections; creates nothing.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
-    if let Some(flags) = ended(ctx.arg(1), ctx.arg(2)) {
+    if let Some(flags) = ended(Trusted(ctx.arg(0)), ctx.arg(1), ctx.arg(2)) {
         let sk: *const u8 = ctx.arg(0);
         let found = socket::state(sk, false);
         if !found.is_null() {
@@ -39,7 +40,7 @@ pub(crate) fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
 /// The same for backend `sys_exit`, whose state is kept by address.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn inet_sock_set_state_walked(ctx: BtfTracePointContext) -> i32 {
-    if let Some(flags) = ended(ctx.arg(1), ctx.arg(2)) {
+    if let Some(flags) = ended(Trusted(ctx.arg(0)), ctx.arg(1), ctx.arg(2)) {
         let sk: *const u8 = ctx.arg(0);
         // SAFETY: the `struct sock` argument.
         let remote_port: u16 = unsafe { load(sk, &kernel::SKC_DPORT) };
@@ -62,14 +63,16 @@ pub(crate) fn inet_sock_set_state_walked(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// Which directions end with this change of state. The peer's FIN alone (CLOSE_WAIT) ends nothing: what it sent may be
-/// unread. A connection that was open and is closed at once was reset, by either side.
+/// unread. A connection that was open and is closed at once was reset, by either side. After a half-close the state is
+/// CLOSE while the response is still unread: then reading its end will tell.
 #[inline(always)]
-fn ended(old: i32, new: i32) -> Option<u8> {
+fn ended(socket: Trusted, old: i32, new: i32) -> Option<u8> {
     match (old, new) {
         (_, TCP_FIN_WAIT1 | TCP_LAST_ACK) => Some(close_flags::SEND),
         (TCP_ESTABLISHED | TCP_CLOSE_WAIT, TCP_CLOSE) => {
             Some(close_flags::SEND | close_flags::RECEIVE | close_flags::RESET)
         }
+        (_, TCP_CLOSE) if socket.has_unread() => Some(close_flags::SEND),
         (_, TCP_CLOSE) => Some(close_flags::SEND | close_flags::RECEIVE),
         _ => None,
     }

@@ -33,6 +33,8 @@ pub struct Stream {
     pub seq: Option<u32>,
     /// Position behind the last byte.
     pub end: u64,
+    /// It ended.
+    pub closed: bool,
 }
 
 /// What is kept of an exchange between its request's head and its end.
