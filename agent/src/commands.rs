@@ -85,7 +85,13 @@ fn observe(args: &Run) -> Result<ExitCode> {
             running.attachments.iter().filter(|attachment| attachment.failure.is_none()).count()
         ));
         if let Some(url) = &running.page_url {
-            say(format_args!("page: {url}"));
+            // The token opens everybody's traffic: it goes to the terminal of who started the agent, never to a log.
+            match url.split_once('#') {
+                Some((page, _)) if !std::io::stderr().is_terminal() => {
+                    say(format_args!("page: {page} (its token is in the file `token` beside the control socket)"));
+                }
+                _ => say(format_args!("page: {url}")),
+            }
         }
         say(format_args!("ready"));
         let end = async {

@@ -29,6 +29,9 @@ use crate::{
     shell,
 };
 
+/// Where the agent leaves its token. It shows everybody's traffic, so the agent itself prints it to terminals only.
+const TOKEN: &str = "/run/weir/token";
+
 /// Where the agent's page is unless that port is taken.
 const PAGE: &str = "127.0.0.1:9464";
 
@@ -132,7 +135,10 @@ fn show(agent: &Path, jaeger: &Path, dir: &Path, stop: &AtomicBool, lasts: Optio
     let mut weir = Service::start("weir", &mut weir)?;
     wait_until_ready(&mut weir)?;
 
-    println!("demo: weir's page     http://{page}/ with the token in the address above: it shows everybody's traffic");
+    match fs::read_to_string(TOKEN) {
+        Ok(token) => println!("demo: weir's page     http://{page}/#token={}", token.trim()),
+        Err(_) => println!("demo: weir's page     http://{page}/ (it asks for the token, which root finds in {TOKEN})"),
+    }
     println!("demo: Jaeger's page   http://{jaeger_page}/");
     println!("demo: shop            http://127.0.0.1:{web}/ -> nginx -> python -> node");
     println!("demo: shop over TLS   https://127.0.0.1:{web_tls}/ (this leg is encrypted: see the last line)");
