@@ -11,3 +11,4 @@ pub mod counters;
 pub mod event;
 pub mod limits;
 pub mod offsets;
+pub mod tls;

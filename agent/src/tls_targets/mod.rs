@@ -1,0 +1,110 @@
+//! What to probe in a file that may hold a TLS library: pure, bytes of an ELF file in, probe addresses out. One file per
+//! stack and one line in [`STACKS`]. Never guesses: an address that is not proven by the file itself is not given.
+
+pub mod elf;
+
+use std::fmt;
+
+use agent_common::tls::Layout;
+use object::ReadRef;
+
+use elf::Image;
+
+/// A TLS implementation (`weir.capture.backend` of what it yields).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stack {
+    Openssl,
+    Boringssl,
+    Go,
+    Gnutls,
+    Rustls,
+    Nss,
+}
+
+/// The kernel program a probe belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Program {
+    /// Keeps the arguments of a call. At the function's entry, or at a later instruction that still has them in place.
+    Enter,
+    /// Reports what the call moved: a uretprobe, at the function's first instruction.
+    Return,
+    /// The same as a plain probe, where the result is in its register: behind the call, or at each `ret`.
+    ReturnAt,
+    /// Reports at once: arguments are all that is needed.
+    Push,
+}
+
+/// One probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    pub program: Program,
+    /// Where in the file the instruction is, bytes.
+    pub offset: u64,
+    /// One of [`agent_common::tls::form`].
+    pub form: u8,
+    /// One of [`agent_common::event::direction`].
+    pub direction: u8,
+    /// The function, for people.
+    pub function: &'static str,
+    /// The kernel emulates the instruction: the probe is cheap. Else it is single-stepped.
+    pub emulated: bool,
+}
+
+/// A TLS implementation in a file, and how to read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub stack: Stack,
+    pub layout: Layout,
+    /// Attached all or none, in this order.
+    pub probes: Vec<Probe>,
+}
+
+/// Why a file that holds a TLS implementation yields no plaintext.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    pub stack: Stack,
+    /// A whole sentence for people, with the way out where there is one.
+    pub reason: String,
+}
+
+/// What a file holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    pub targets: Vec<Target>,
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// How much work a file is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// Symbols, sections and tables that name functions: every mapped file gets this.
+    Symbols,
+    /// The code too: for a process that was seen to speak TLS and has no other target.
+    Code,
+}
+
+/// What each stack looks for.
+const STACKS: &[()] = &[];
+
+impl Stack {
+    pub const ALL: [Self; 6] =
+        [Self::Openssl, Self::Boringssl, Self::Go, Self::Gnutls, Self::Rustls, Self::Nss];
+
+    /// `weir.capture.backend`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Openssl => "openssl",
+            Self::Boringssl => "boringssl",
+            Self::Go => "go",
+            Self::Gnutls => "gnutls",
+            Self::Rustls => "rustls",
+            Self::Nss => "nss",
+        }
+    }
+}
+
+impl fmt::Display for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
