@@ -14,7 +14,7 @@ pub enum Start {
     Response,
     /// The HTTP/2 connection preface (RFC 9113 section 3.4).
     Http2,
-    /// A TLS handshake record.
+    /// A TLS record (RFC 8446 section 5.1): the handshake's first, or one of a connection met later.
     Tls,
     /// Too short to tell, and nothing speaks against HTTP/1.
     Partial,
@@ -69,7 +69,7 @@ pub fn classify(first: u64, len: u32) -> Start {
     if len >= 8 {
         return classify_word(first);
     }
-    if len >= 3 && first & mask(2) == 0x0316 {
+    if len >= 3 && is_tls_record(first) {
         return Start::Tls;
     }
     let seen = mask(len);
@@ -112,9 +112,30 @@ pub fn classify_word(first: u64) -> Start {
         b'O' if first == METHODS[6].0 => Start::Request { bodyless: true },
         b'C' if first == METHODS[7].0 => Start::Request { bodyless: false },
         b'T' if first & mask(6) == METHODS[8].0 => Start::Request { bodyless: true },
-        0x16 if (first >> 8) as u8 == 0x03 => Start::Tls,
+        0x14..=0x17 if is_tls_record(first) => Start::Tls,
         _ => Start::Other,
     }
+}
+
+/// Content type, then a legacy version from SSL 3.0 to TLS 1.3.
+#[inline(always)]
+pub const fn is_tls_record(first: u64) -> bool {
+    let (kind, major, minor) = (first as u8, (first >> 8) as u8, (first >> 16) as u8);
+    matches!(kind, 0x14..=0x17) && major == 3 && minor <= 4
+}
+
+/// The record at the start of `first` holds application data: the handshake is over in this direction.
+#[inline(always)]
+pub const fn is_tls_application_data(first: u64) -> bool {
+    first as u8 == 0x17
+}
+
+/// What encryption adds to a record that carries `plain` bytes could make it `encrypted` bytes long: the tag of TLS
+/// 1.3 with its content type, explicit nonces, or CBC padding with a MAC. Longer writes are split into full records.
+#[inline(always)]
+pub const fn is_tls_expansion(plain: u64, encrypted: u64) -> bool {
+    const RECORD: u64 = 16 * 1024;
+    if plain >= RECORD { encrypted >= RECORD } else { encrypted >= plain + 16 && encrypted <= plain + 64 }
 }
 
 /// Whether sixteen bytes begin with a request-line of a method that is not registered here (RFC 9110 section 16.1.1):
@@ -160,6 +181,11 @@ mod tests {
             (b"HTTP/2 200 OK", Start::Other),
             (b"PRI * HTTP/2.0\r\n", Start::Http2),
             (b"\x16\x03\x01\x02\x00\x01\x00\x01", Start::Tls),
+            (b"\x16\x03\x01", Start::Tls),
+            (b"\x17\x03\x03\x00\x45", Start::Tls),
+            (b"\x17\x03\x03\x00\x45\x01\x02\x03", Start::Tls),
+            (b"\x18\x03\x03\x00\x45\x01\x02\x03", Start::Other),
+            (b"\x16\x03\x07\x00\x45\x01\x02\x03", Start::Other),
             (b"GETX / HTTP/1.1", Start::Other),
             (b"get / HTTP/1.1", Start::Other),
             (b"*1\r\n$4\r\nPING", Start::Other),
@@ -188,6 +214,17 @@ mod tests {
                 assert_eq!(classify_word(first), Start::Request { bodyless });
             }
         }
+    }
+
+    #[test]
+    fn a_record_is_a_little_longer_than_its_plaintext() {
+        for (plain, encrypted, want) in
+            [(100, 117, true), (100, 124, true), (100, 152, true), (100, 100, false), (100, 200, false)]
+        {
+            assert_eq!(is_tls_expansion(plain, encrypted), want, "{plain} {encrypted}");
+        }
+        assert!(is_tls_expansion(100_000, 16 * 1024 + 17));
+        assert!(!is_tls_expansion(100_000, 500));
     }
 
     #[test]

@@ -54,6 +54,22 @@ counters! {
     ConnectionsOther = "connections_other";
     /// Connections of the agent itself, left alone.
     ConnectionsOwn = "connections_own";
+    /// Calls of TLS libraries that moved bytes.
+    TlsCalls = "tls_calls";
+    /// Of these, the ones passed over because a processor had no scratch buffer left.
+    TlsBusy = "tls_busy";
+    /// TLS objects whose first bytes were seen.
+    TlsStreams = "tls_streams";
+    /// TLS objects whose connection was found, by how.
+    BoundRandom = "bound_random";
+    /// By their file descriptor.
+    BoundDescriptor = "bound_descriptor";
+    /// By a socket used inside the call.
+    BoundNested = "bound_nested";
+    /// By operations that followed each other.
+    BoundLearned = "bound_learned";
+    /// Bindings given up because later operations spoke against them.
+    Unbound = "unbound";
     /// File descriptor walks that failed (`sys_exit` backend).
     WalkFailed = "walk_failed";
 }

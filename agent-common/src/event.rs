@@ -52,6 +52,26 @@ pub mod close_flags {
 pub mod backend {
     pub const SOCK_TRACEPOINT: u8 = 1;
     pub const SYS_EXIT: u8 = 2;
+    pub const OPENSSL: u8 = 3;
+    pub const BORINGSSL: u8 = 4;
+    pub const GO: u8 = 5;
+    pub const GNUTLS: u8 = 6;
+    pub const RUSTLS: u8 = 7;
+    pub const NSS: u8 = 8;
+}
+
+/// [`Open::association`] values: how the connection below a TLS object was found, strongest first.
+pub mod association {
+    /// This is a socket, or the object's connection is not known.
+    pub const NONE: u8 = 0;
+    /// The object holds the `ClientHello.random` that was seen on the socket.
+    pub const RANDOM: u8 = 1;
+    /// The object names its file descriptor.
+    pub const DESCRIPTOR: u8 = 2;
+    /// The socket was used inside a call on the object.
+    pub const NESTED: u8 = 3;
+    /// Calls on the object and operations of the socket followed each other on one thread, more than once.
+    pub const LEARNED: u8 = 4;
 }
 
 /// [`Open::protocol`] values: what the first bytes looked like.
@@ -81,7 +101,8 @@ pub struct Header {
     /// [`Data`]: records emitted for this connection and direction before this one, lost ones included, modulo 2^32:
     /// a jump is a loss. Counted apart by direction, because two threads may send and receive at once. Others: 0.
     pub seq: u32,
-    /// Identity of the connection as this process sees it (socket cookie); 0 for [`Exec`].
+    /// Identity of the connection as this process sees it: the socket cookie; for plaintext of a TLS object a number
+    /// with the highest bit set. 0 for [`Exec`].
     pub conn: u64,
     /// `CLOCK_MONOTONIC`, nanoseconds, when the operation ended.
     pub time_ns: u64,
@@ -107,6 +128,9 @@ pub struct Data {
 const _: () = assert!(size_of::<Data>() == 48);
 
 /// A connection and the process that uses it. Followed by the `sun_path` of a Unix socket, if either end has one.
+///
+/// The plaintext side of a TLS connection is a connection of its own, with the backend of its library, without
+/// addresses, and with `socket` naming the one below.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Open {
@@ -129,8 +153,12 @@ pub struct Open {
     /// Inode of the cgroup v2 directory.
     pub cgroup: u64,
     pub comm: [u8; 16],
+    /// Plaintext of a TLS object: [`Header::conn`] of the socket below; 0 when it is not known (yet).
+    pub socket: u64,
+    pub association: u8,
+    pub padding: [u8; 7],
 }
-const _: () = assert!(size_of::<Open>() == 112);
+const _: () = assert!(size_of::<Open>() == 128);
 
 /// End of one or both directions, see [`close_flags`].
 #[repr(C)]

@@ -36,3 +36,15 @@ pub const FILENAME_MAX: usize = 256;
 
 /// Bytes of the ring buffer.
 pub const RING_BYTES: u32 = 8 * 1024 * 1024;
+
+/// Bytes copied of each direction of a TLS connection: its handshake in the clear, up to the server's certificate.
+pub const HANDSHAKE_BUDGET: u32 = 8 * 1024;
+
+/// Agreeing observations after which a TLS object is taken to belong to a socket, where nothing exact tells.
+pub const VOTES: u8 = 2;
+
+/// Scratch buffers a CPU has for the programs on TLS libraries, which may be preempted by one another.
+pub const TLS_SLOTS: u32 = 4;
+
+/// Different layouts of TLS objects (about one for each library file) that can be attached at once.
+pub const LAYOUTS: u32 = 1024;

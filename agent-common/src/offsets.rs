@@ -54,6 +54,7 @@ fields! {
     SKC_V6_RCV_SADDR = "sock"."__sk_common.skc_v6_rcv_saddr", Socket;
     SKC_V6_DADDR = "sock"."__sk_common.skc_v6_daddr", Socket;
     SKC_NET = "sock"."__sk_common.skc_net", Socket;
+    SKC_COOKIE = "sock"."__sk_common.skc_cookie", DescriptorWalk;
     SK_TYPE = "sock"."sk_type", Socket;
     SK_PROTOCOL = "sock"."sk_protocol", Socket;
     NET_INUM = "net"."ns.inum", Socket;

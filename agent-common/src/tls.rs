@@ -46,8 +46,7 @@ const _: () = assert!(size_of::<Layout>() == 8);
 
 impl Layout {
     /// Nothing is known of the object.
-    pub const NONE: Self =
-        Self { random_base: UNKNOWN, random: UNKNOWN, server: UNKNOWN, server_mask: 0, padding: 0 };
+    pub const NONE: Self = Self { random_base: UNKNOWN, random: UNKNOWN, server: UNKNOWN, server_mask: 0, padding: 0 };
 }
 
 // SAFETY: `repr(C)` without implicit padding, every bit pattern valid.
@@ -69,10 +68,7 @@ pub struct Cookie {
 
 impl Cookie {
     pub const fn to_word(self) -> u64 {
-        self.layout as u64
-            | (self.form as u64) << 16
-            | (self.direction as u64) << 24
-            | (self.backend as u64) << 32
+        self.layout as u64 | (self.form as u64) << 16 | (self.direction as u64) << 24 | (self.backend as u64) << 32
     }
 
     #[inline(always)]

@@ -49,6 +49,47 @@ pub(crate) struct Call {
     pub(crate) native: bool,
 }
 
+/// The registers of user code at a probe: the context of a uprobe.
+#[derive(Clone, Copy)]
+pub(crate) struct Registers(pub(crate) *const u8);
+
+impl Registers {
+    /// Integer argument `index` (below 5) of the C calling convention, at the function's entry.
+    #[inline(always)]
+    pub(crate) fn argument(&self, index: usize) -> u64 {
+        // SAFETY: the verifier knows the context as `struct pt_regs`.
+        unsafe { word(self.0, registers::ARGUMENTS[index]) }
+    }
+
+    /// The result of the C calling convention.
+    #[inline(always)]
+    pub(crate) fn result(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { word(self.0, registers::RESULT) }
+    }
+
+    /// Integer argument or result `index` (below 3) of Go's ABIInternal.
+    #[inline(always)]
+    pub(crate) fn go_argument(&self, index: usize) -> u64 {
+        // SAFETY: as above.
+        unsafe { word(self.0, registers::GO_ARGUMENTS[index]) }
+    }
+
+    /// The current goroutine (`g`).
+    #[inline(always)]
+    pub(crate) fn goroutine(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { word(self.0, registers::GOROUTINE) }
+    }
+
+    /// The conditional branch "below or equal" under the probe will be taken.
+    #[inline(always)]
+    pub(crate) fn branches(&self) -> bool {
+        // SAFETY: as above.
+        registers::below_or_equal(unsafe { word(self.0, registers::FLAGS) })
+    }
+}
+
 #[cfg(bpf_target_arch = "x86_64")]
 mod registers {
     use super::{Call, word};
@@ -61,6 +102,21 @@ mod registers {
     const DI: usize = 112;
     const ORIG_AX: usize = 120;
     const CS: usize = 136;
+
+    /// rdi, rsi, rdx, rcx, r8.
+    pub(super) const ARGUMENTS: [usize; 5] = [DI, SI, DX, 88, 72];
+    pub(super) const RESULT: usize = AX;
+    /// rax, rbx, rcx.
+    pub(super) const GO_ARGUMENTS: [usize; 3] = [AX, 40, 88];
+    /// r14.
+    pub(super) const GOROUTINE: usize = 8;
+    pub(super) const FLAGS: usize = 144;
+
+    /// CF or ZF.
+    #[inline(always)]
+    pub(super) const fn below_or_equal(flags: u64) -> bool {
+        flags & 0x41 != 0
+    }
 
     /// `__USER_CS`: a 32-bit task (`__USER32_CS`) numbers its calls differently, a kernel thread has neither.
     const USER_CS: u64 = 0x33;
@@ -108,6 +164,19 @@ mod registers {
     const PSTATE: usize = 264;
     const ORIG_X0: usize = 272;
     const SYSCALLNO: usize = 280;
+    pub(super) const ARGUMENTS: [usize; 5] = [0, X1, X2, X3, 32];
+    pub(super) const RESULT: usize = 0;
+    pub(super) const GO_ARGUMENTS: [usize; 3] = [0, X1, X2];
+    /// x28.
+    pub(super) const GOROUTINE: usize = 224;
+    pub(super) const FLAGS: usize = PSTATE;
+
+    /// C clear or Z set.
+    #[inline(always)]
+    pub(super) const fn below_or_equal(flags: u64) -> bool {
+        flags & (1 << 29) == 0 || flags & (1 << 30) != 0
+    }
+
     /// `PSR_MODE_MASK | PSR_MODE32_BIT`: zero in 64-bit user mode.
     const MODE: u64 = 0x1f;
 

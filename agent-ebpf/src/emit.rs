@@ -5,19 +5,19 @@ use aya_ebpf::helpers::generated::bpf_ringbuf_output;
 
 use crate::maps::{COUNTERS, RECORDS};
 
-/// Add to a counter of this CPU.
+/// Add to a counter of this CPU and [`crate::maps::slot`].
 #[inline(always)]
-pub(crate) fn count(counter: Counter, by: u64) {
-    count_all([(counter, by)]);
+pub(crate) fn count(slot: u32, counter: Counter, by: u64) {
+    count_all(slot, [(counter, by)]);
 }
 
-/// Add to several counters of this CPU.
+/// Add to several counters of this CPU and [`crate::maps::slot`].
 #[inline(always)]
-pub(crate) fn count_all<const N: usize>(counts: [(Counter, u64); N]) {
-    if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+pub(crate) fn count_all<const N: usize>(slot: u32, counts: [(Counter, u64); N]) {
+    if let Some(counters) = COUNTERS.get_ptr_mut(slot) {
         let counters = counters.cast::<u64>();
         for (counter, by) in counts {
-            // SAFETY: a per-CPU value, and tracing programs do not preempt each other on one CPU.
+            // SAFETY: a per-CPU value of a slot that no other program is using.
             unsafe {
                 let slot = counters.add(counter as usize);
                 *slot = (*slot).wrapping_add(by);
@@ -32,15 +32,15 @@ pub(crate) fn count_all<const N: usize>(counts: [(Counter, u64); N]) {
 /// # Safety
 /// `len` bytes at `record` are readable: the verifier checks it.
 #[inline(always)]
-pub(crate) unsafe fn output(record: *const u8, len: u64) -> bool {
+pub(crate) unsafe fn output(slot: u32, record: *const u8, len: u64) -> bool {
     // SAFETY: as above.
     let status =
         unsafe { bpf_ringbuf_output((&raw const RECORDS).cast_mut().cast(), record.cast_mut().cast(), len, 0) };
     if status == 0 {
-        count(Counter::Records, 1);
+        count(slot, Counter::Records, 1);
         true
     } else {
-        count(Counter::RingFull, 1);
+        count(slot, Counter::RingFull, 1);
         false
     }
 }

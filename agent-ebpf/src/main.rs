@@ -20,6 +20,8 @@ mod probes;
 mod socket;
 #[cfg(target_arch = "bpf")]
 mod stream;
+#[cfg(target_arch = "bpf")]
+mod tls;
 
 /// Helpers that only GPL-compatible programs may call ask for this string.
 #[cfg(target_arch = "bpf")]

@@ -3,7 +3,8 @@
 use agent_common::config::Config;
 use agent_common::counters::Counter;
 use agent_common::event::{Data, Open};
-use agent_common::limits::{RECORD_PAYLOAD_MAX, RING_BYTES, UNIX_PATH_MAX};
+use agent_common::limits::{LAYOUTS, RECORD_PAYLOAD_MAX, RING_BYTES, TLS_SLOTS, UNIX_PATH_MAX};
+use agent_common::tls::Layout;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
@@ -18,17 +19,32 @@ pub(crate) static RECORDS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 #[map]
 pub(crate) static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 
-/// Counters of `agent_common::counters`, all in one value: one look-up an operation.
-#[map]
-pub(crate) static COUNTERS: PerCpuArray<[u64; Counter::ALL.len()]> = PerCpuArray::with_max_entries(1, 0);
+/// Which of a CPU's buffers and counters a program works on, so that it never meets another half done with them.
+pub(crate) mod slot {
+    use super::TLS_SLOTS;
 
-/// Where records are built; one for each direction of [`crate::stream`], so that a program never meets its own.
-#[map]
-pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2, 0);
+    /// Socket operations run to their end once begun: one for each direction.
+    pub(crate) const RECEIVE: u32 = 0;
+    pub(crate) const SEND: u32 = 1;
+    /// Programs on TLS libraries may be preempted by their own kind: each takes one that is free.
+    pub(crate) const TLS: u32 = 2;
+    /// Buffers.
+    pub(crate) const COUNT: u32 = TLS + TLS_SLOTS;
+    /// For counters alone: programs that interrupt the others.
+    pub(crate) const EVENT: u32 = COUNT;
+}
 
-/// Where [`Open`] records are built: the BPF stack is 512 bytes.
+/// Counters of `agent_common::counters` by [`slot`], all in one value: one look-up an operation. The agent adds them up.
 #[map]
-pub(crate) static OPEN_SCRATCH: PerCpuArray<OpenScratch> = PerCpuArray::with_max_entries(2, 0);
+pub(crate) static COUNTERS: PerCpuArray<[u64; Counter::ALL.len()]> = PerCpuArray::with_max_entries(slot::EVENT + 1, 0);
+
+/// Where records are built, by [`slot`].
+#[map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(slot::COUNT, 0);
+
+/// Where [`Open`] records are built, by [`slot`]: the BPF stack is 512 bytes.
+#[map]
+pub(crate) static OPEN_SCRATCH: PerCpuArray<OpenScratch> = PerCpuArray::with_max_entries(slot::COUNT, 0);
 
 /// State of a connection, kept by its socket and freed with it. Created at the first data, not at connect.
 #[btf_map]
@@ -47,8 +63,118 @@ pub(crate) static OWN_ADDRESSES: LruHashMap<u64, u8> = LruHashMap::with_max_entr
 #[map]
 pub(crate) static MUTED: LruHashMap<u32, u8> = LruHashMap::with_max_entries(16_384, 0);
 
+/// Sockets that carry TLS, by their identity; for programs that have no socket in hand. The LRU forgets those gone.
+#[map]
+pub(crate) static TLS_SOCKETS: LruHashMap<u64, TlsSocket> = LruHashMap::with_max_entries(65_536, 0);
+
+/// `ClientHello`s by the first half of their random: read by the call that first moves bytes of the TLS object.
+#[map]
+pub(crate) static HELLOS: LruHashMap<[u64; 2], Hello> = LruHashMap::with_max_entries(16_384, 0);
+
+/// TLS objects, by process and address. An address that is used again is recognised by its binding.
+#[map]
+pub(crate) static TLS_STREAMS: LruHashMap<StreamKey, TlsState> = LruHashMap::with_max_entries(65_536, 0);
+
+/// Threads (pid and tgid) that use TLS: what they are in the middle of.
+#[map]
+pub(crate) static THREADS: LruHashMap<u64, Thread> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Calls in progress of goroutines, which change threads.
+#[map]
+pub(crate) static GOROUTINES: LruHashMap<StreamKey, Call> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Layouts of TLS objects, by the index in the attachment's cookie. Written by the agent before it attaches.
+#[map]
+pub(crate) static LAYOUTS_BY_INDEX: Array<Attached> = Array::with_max_entries(LAYOUTS, 0);
+
+/// A layout, and since when its library is watched.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Attached {
+    pub(crate) layout: Layout,
+    pub(crate) since_ns: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct TlsSocket {
+    /// When its ClientHello was seen; 0: it is older than the agent.
+    pub(crate) hello_ns: u64,
+}
+
+/// Ends of the connection that a ClientHello was seen on; 0: not seen on this machine.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Hello {
+    pub(crate) client: u64,
+    pub(crate) server: u64,
+    pub(crate) client_tgid: u32,
+    pub(crate) server_tgid: u32,
+}
+
+/// An address in a process.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct StreamKey {
+    pub(crate) object: u64,
+    pub(crate) tgid: u64,
+}
+
+/// A TLS object. All zero means new.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct TlsState {
+    pub(crate) stream: ConnState,
+    /// The socket below, see `agent_common::event::Open::socket`.
+    pub(crate) socket: u64,
+    /// The socket that the votes are for.
+    pub(crate) candidate: u64,
+    /// First bytes of the ClientHello.random that the object holds.
+    pub(crate) random: u64,
+    pub(crate) votes: u8,
+    /// One of `agent_common::event::association`.
+    pub(crate) association: u8,
+    pub(crate) backend: u8,
+    pub(crate) padding: [u8; 5],
+    /// When its library came under watch.
+    pub(crate) since_ns: u64,
+    /// Its address in the process.
+    pub(crate) address: u64,
+}
+const _: () = assert!(size_of::<TlsState>() == size_of::<ConnState>() + 48);
+
+/// Arguments of a call of a TLS library.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    /// 0: no call.
+    pub(crate) object: u64,
+    pub(crate) buffer: u64,
+    pub(crate) len: u64,
+    /// Address of the number of bytes moved, where the call has one.
+    pub(crate) moved: u64,
+}
+
+/// What a thread did last.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Thread {
+    pub(crate) call: Call,
+    /// TLS socket used inside `call`; 0: none.
+    pub(crate) nested: u64,
+    /// TLS socket received from last.
+    pub(crate) received: u64,
+    /// The one object that this speaks for; 0: none yet.
+    pub(crate) received_by: u64,
+    /// The object written to since the last send of a TLS socket, and how much at first; 0: none.
+    pub(crate) written: u64,
+    pub(crate) written_len: u64,
+}
+
 #[repr(C)]
 pub(crate) struct Scratch {
+    /// Not zero: taken, see [`crate::tls`]. Of no use for socket operations.
+    pub(crate) busy: u64,
     pub(crate) locals: Locals,
     pub(crate) data: Data,
     /// Room for an offset and a piece, see `RECORD_PAYLOAD_MAX`.
@@ -81,7 +207,9 @@ pub(crate) fn forget<T: Copy>(slot: *mut T, value: T) -> T {
 #[repr(C)]
 pub(crate) struct OpenScratch {
     pub(crate) open: Open,
-    pub(crate) path: [u8; UNIX_PATH_MAX + 4],
+    /// Longer than a path: LLVM adds the lengths of the record (a power of two) and of the path with OR, of which the
+    /// verifier only knows the bits.
+    pub(crate) path: [u8; UNIX_PATH_MAX.next_power_of_two()],
 }
 
 #[repr(C)]

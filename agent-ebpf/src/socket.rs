@@ -1,20 +1,24 @@
 //! What the shared path asks of a socket, answered by a trusted pointer (direct loads) or by a walked one (probe reads).
 
-use agent_common::event::{Open, direction, family};
+use agent_common::event::{Open, association, direction, family};
 use agent_common::limits::UNIX_PATH_MAX;
 use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock, bpf_skc_to_unix_sock,
+    bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock, bpf_skc_to_unix_sock,
 };
 
 use crate::kernel::{self, load, load_at, probe};
 use crate::maps::OpenScratch;
 
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
 pub(crate) const SOCK_STREAM: u16 = 1;
 const IPPROTO_TCP: u16 = 6;
 const IPPROTO_MPTCP: u16 = 262;
 
 /// One end of a connection.
 pub(crate) trait Socket: Copy {
+    /// This is a socket, not the plaintext side of a TLS connection.
+    const IS_SOCKET: bool = true;
     /// Identity for as long as the socket lives; `now` where the kernel has none to offer.
     fn id(self, now: u64) -> u64;
     /// TCP sequence number behind the last byte of the operation, if this is TCP.
@@ -25,6 +29,12 @@ pub(crate) trait Socket: Copy {
     fn describe(self, open: *mut Open);
     /// Name of a Unix socket or of its peer behind the record; returns its length.
     fn unix_name(self, scratch: *mut OpenScratch) -> u32;
+
+    /// The socket below and how it was found, see `agent_common::event::Open::socket`.
+    #[inline(always)]
+    fn below(self) -> (u64, u8) {
+        (0, association::NONE)
+    }
 }
 
 /// A socket that the verifier trusts: an argument of the program.
@@ -310,4 +320,32 @@ fn unix_name(socket: u64, scratch: *mut OpenScratch) -> u32 {
     // SAFETY: at most as many bytes as the buffer has; the name was allocated with that length.
     let status = unsafe { bpf_probe_read_kernel((&raw mut (*scratch).path).cast(), len, from as *const _) };
     if status == 0 { len } else { 0 }
+}
+
+/// The `struct sock` behind a descriptor of the current process, 0 if it is no socket.
+#[inline(always)]
+pub(crate) fn of_descriptor(fd: u32) -> Option<u64> {
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task_btf() } as u64;
+    let files: u64 = probe(task, &kernel::TASK_FILES)?;
+    let table: u64 = probe(files, &kernel::FILES_FDT)?;
+    let size: u32 = probe(table, &kernel::FDT_MAX_FDS)?;
+    if fd >= size {
+        return None;
+    }
+    let entries: u64 = probe(table, &kernel::FDT_FD)?;
+    let file: u64 = copy_pointer(entries.wrapping_add(u64::from(fd) * 8))?;
+    let inode: u64 = probe(file, &kernel::FILE_INODE)?;
+    let mode: u16 = probe(inode, &kernel::INODE_MODE)?;
+    if mode & S_IFMT != S_IFSOCK {
+        return Some(0);
+    }
+    let socket: u64 = probe(file, &kernel::FILE_PRIVATE_DATA)?;
+    probe(socket, &kernel::SOCKET_SK)
+}
+
+#[inline(always)]
+fn copy_pointer(address: u64) -> Option<u64> {
+    let zero = aya_ebpf::Global::new(0);
+    probe(address, &zero)
 }

@@ -1,7 +1,6 @@
 //! The shared path of all sources: `(connection, direction, bytes)` to records.
 //!
-//! A source (socket hook, descriptor walk, and later a TLS library) finds the connection's state and says where the
-//! bytes are; everything else, from classification to the budget, is here and only here.
+//! A source (socket hook, descriptor walk, TLS library) finds the connection's state and says where the bytes are; everything else, from classification to the budget, is here and only here.
 
 use agent_common::classify::{Start, classify, classify_word, is_extension_method};
 use agent_common::counters::Counter;
@@ -13,12 +12,12 @@ use agent_common::limits::{
 use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_task_btf, bpf_ktime_get_ns};
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
 
-use crate::arch::{Call, Kind, Source};
+use crate::arch::{Kind, Source};
 use crate::emit::{count, count_all, output};
 use crate::kernel::{self, load};
-use crate::maps::{CONFIG, ConnState, Locals, MUTED, OPEN_SCRATCH, OWN_ADDRESSES, SCRATCH, Scratch, forget};
+use crate::maps::{CONFIG, ConnState, Locals, MUTED, OPEN_SCRATCH, OWN_ADDRESSES, SCRATCH, Scratch, forget, slot};
 use crate::socket::Socket;
-use crate::{copy, socket};
+use crate::{copy, socket, tls};
 
 /// [`ConnState::verdict`] values.
 pub(crate) mod verdict {
@@ -26,20 +25,30 @@ pub(crate) mod verdict {
     pub(crate) const UNDECIDED: u8 = 0;
     /// HTTP/1: followed.
     pub(crate) const HTTP1: u8 = 1;
+    /// A socket that carries TLS: its handshake is reported, and who uses it is noted.
+    pub(crate) const TLS: u8 = 2;
+    /// The same, of a process or peer that is excluded: nothing is reported, and the TLS object above is left alone.
+    pub(crate) const TLS_EXCLUDED: u8 = 3;
     /// Left alone for good.
-    pub(crate) const SETTLED: u8 = 2;
+    pub(crate) const SETTLED: u8 = 4;
     /// The agent's own: left alone, and its address is in `OWN_ADDRESSES`.
-    pub(crate) const OWN: u8 = 3;
+    pub(crate) const OWN: u8 = 5;
 }
 
 /// [`ConnState::flags`] bits.
-mod flag {
+pub(crate) mod flag {
     /// The agent has the Open record.
-    pub(super) const OPENED: u8 = 1;
+    pub(crate) const OPENED: u8 = 1;
     /// Requests follow each other without waiting.
-    pub(super) const BURST: u8 = 2;
+    pub(crate) const BURST: u8 = 2;
     /// The last operation began with a request-line.
-    pub(super) const REQUEST_START: u8 = 4;
+    pub(crate) const REQUEST_START: u8 = 4;
+    /// TLS socket: the header of a record was received alone, its body is next.
+    pub(crate) const HEADER: u8 = 8;
+    /// TLS socket: its ClientHello was found, or will not be.
+    pub(crate) const HELLO: u8 = 16;
+    /// TLS object: the agent knows that it yields bytes, whatever they are.
+    pub(crate) const YIELDS: u8 = 32;
 }
 
 /// One operation that moved bytes.
@@ -48,8 +57,17 @@ pub(crate) struct Moved {
     pub(crate) direction: u8,
     pub(crate) len: u32,
     pub(crate) backend: u8,
-    /// The bytes are thrown away, not copied to the user (`MSG_TRUNC`).
-    pub(crate) discarded: bool,
+    /// Buffers and counters to use.
+    pub(crate) slot: u32,
+}
+
+impl Moved {
+    /// An operation of a socket.
+    #[inline(always)]
+    pub(crate) fn by_socket(direction: u8, len: u32, backend: u8) -> Self {
+        const _: () = assert!(slot::RECEIVE == direction::RECEIVE as u32 && slot::SEND == direction::SEND as u32);
+        Self { direction, len, backend, slot: u32::from(direction) }
+    }
 }
 
 /// No connection is to be met now.
@@ -58,24 +76,34 @@ pub(crate) fn is_paused() -> bool {
     CONFIG.get(0).is_none_or(|config| config.paused != 0)
 }
 
-/// Follow one operation of a connection, made by `call`.
+/// Ends of the connection are of interest.
+#[inline(always)]
+pub(crate) fn is_reported(state: &ConnState) -> bool {
+    state.verdict == verdict::HTTP1 || state.verdict == verdict::TLS
+}
+
+/// Follow one operation of a connection, whose bytes are at `source`.
 ///
 /// # Safety
 /// `state` points to a map value.
 #[inline(always)]
-pub(crate) unsafe fn observe<S: Socket>(state: *mut ConnState, socket: S, call: &Call, moved: &Moved) {
-    let Some(scratch) = SCRATCH.get_ptr_mut(u32::from(moved.direction == direction::SEND)) else { return };
+pub(crate) unsafe fn observe<S: Socket>(state: *mut ConnState, socket: S, source: Source, moved: &Moved) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(moved.slot) else { return };
     // SAFETY: map values, for as long as the program runs.
-    let (state, source) = unsafe { (&mut *state, &raw mut (*scratch).locals.source) };
-    forget(source, if moved.discarded { Source::OPAQUE } else { call.source() });
+    let (state, kept) = unsafe { (&mut *state, &raw mut (*scratch).locals.source) };
+    forget(kept, source);
     // SAFETY: as above.
-    let source = unsafe { &*source };
+    let source = unsafe { &*kept };
     if state.verdict == verdict::UNDECIDED {
         if !decide(state, socket, moved, source) {
             advance(state, socket, moved);
             return;
         }
-    } else if state.verdict != verdict::HTTP1 {
+    } else if state.verdict >= verdict::SETTLED {
+        return;
+    }
+    if S::IS_SOCKET && state.verdict >= verdict::TLS {
+        tls::carry(state, socket, moved, scratch);
         return;
     }
     follow(state, socket, moved, scratch);
@@ -131,13 +159,13 @@ fn decide<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, source: &S
     }
     state.last = moved.direction + 1;
     if kernel::AGENT_TGID.load() == (bpf_get_current_pid_tgid() >> 32) as u32 {
-        own(state, socket);
+        own(state, socket, moved.slot);
         return false;
     }
     let Some((word, len)) = copy::first_word(source, moved.len) else {
         // Nothing to judge by: neither this nor that.
         state.partial_len[index] = 0;
-        give_up_late(state);
+        not_recognised(state, socket, moved);
         return false;
     };
     let (word, len) = if pending == 0 || pending >= 8 {
@@ -158,29 +186,35 @@ fn decide<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, source: &S
     state.partial_len[index] = 0;
     match start {
         Start::Request { .. } | Start::Response => {
-            if is_excluded(socket, state) {
+            if is_excluded(socket, state, moved.slot) {
                 return false;
             }
             state.verdict = verdict::HTTP1;
             state.last = if turned { 0 } else { state.last };
-            count(Counter::ConnectionsHttp1, 1);
+            count(moved.slot, Counter::ConnectionsHttp1, 1);
             true
         }
         Start::Partial => {
             state.partial[index] = word;
             state.partial_len[index] = len;
-            !is_excluded(socket, state)
+            !is_excluded(socket, state, moved.slot)
         }
-        Start::Http2 | Start::Tls => {
-            if !is_excluded(socket, state) {
-                count(if matches!(start, Start::Tls) { Counter::ConnectionsTls } else { Counter::ConnectionsHttp2 }, 1);
-                open(state, socket, moved, start.protocol(), now());
+        Start::Tls if S::IS_SOCKET => {
+            let excluded = is_excluded(socket, state, moved.slot);
+            count(moved.slot, Counter::ConnectionsTls, 1);
+            tls::begin(state, socket, excluded);
+            true
+        }
+        Start::Http2 => {
+            if !is_excluded(socket, state, moved.slot) {
+                count(moved.slot, Counter::ConnectionsHttp2, 1);
+                open(state, socket, moved, protocol::HTTP2, now());
                 state.verdict = verdict::SETTLED;
             }
             false
         }
-        Start::Other => {
-            give_up_late(state);
+        Start::Other | Start::Tls => {
+            not_recognised(state, socket, moved);
             false
         }
     }
@@ -188,19 +222,23 @@ fn decide<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, source: &S
 
 /// Not recognised this time. A connection met in mid-stream, or behind a PROXY or CONNECT line, gets more looks.
 #[inline(always)]
-fn give_up_late(state: &mut ConnState) {
+fn not_recognised<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) {
+    if !S::IS_SOCKET && state.flags & flag::YIELDS == 0 {
+        state.flags |= flag::YIELDS;
+        open(state, socket, moved, protocol::OTHER, now());
+    }
     if state.turns >= CLASSIFY_TURNS {
         state.verdict = verdict::SETTLED;
-        count(Counter::ConnectionsOther, 1);
+        count(moved.slot, Counter::ConnectionsOther, 1);
     }
 }
 
 /// A socket of the agent.
 #[inline(never)]
-fn own<S: Socket>(state: &mut ConnState, socket: S) {
+fn own<S: Socket>(state: &mut ConnState, socket: S, slot: u32) {
     state.verdict = verdict::OWN;
-    count(Counter::ConnectionsOwn, 1);
-    if let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(0) {
+    count(slot, Counter::ConnectionsOwn, 1);
+    if let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(slot) {
         // SAFETY: a per-CPU map value.
         unsafe {
             socket.describe(&raw mut (*scratch).open);
@@ -217,9 +255,9 @@ fn own<S: Socket>(state: &mut ConnState, socket: S) {
 
 /// The far end is the agent, or the process is excluded by the agent's filters: leave the connection alone.
 #[inline(never)]
-fn is_excluded<S: Socket>(socket: S, state: &mut ConnState) -> bool {
+fn is_excluded<S: Socket>(socket: S, state: &mut ConnState, slot: u32) -> bool {
     let mut excluded = false;
-    if let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(0) {
+    if let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(slot) {
         // SAFETY: a per-CPU map value.
         unsafe {
             socket.describe(&raw mut (*scratch).open);
@@ -238,7 +276,7 @@ fn is_excluded<S: Socket>(socket: S, state: &mut ConnState) -> bool {
 }
 
 #[inline(always)]
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     // SAFETY: no arguments.
     unsafe { bpf_ktime_get_ns() }
 }
@@ -256,6 +294,23 @@ fn follow<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, scratch: *
     let turned = state.last != moved.direction + 1;
     state.last = moved.direction + 1;
     spend(state, scratch, moved, turned);
+    begin_data(state, moved, scratch, now, pid_tgid);
+    // SAFETY: a per-CPU map value.
+    let locals = unsafe { &mut (*scratch).locals };
+    let mut more = record(state, scratch, moved, start, true);
+    for _ in 1..RECORDS_PER_OPERATION {
+        if !more {
+            break;
+        }
+        more = record(state, scratch, moved, start, false);
+    }
+    note_burst(state, turned, locals.begins);
+    tally(moved, locals);
+}
+
+/// What all records of an operation have in common.
+#[inline(always)]
+fn begin_data(state: &ConnState, moved: &Moved, scratch: *mut Scratch, now: u64, pid_tgid: u64) {
     // SAFETY: a per-CPU map value.
     let (data, locals) = unsafe { (&mut (*scratch).data, &mut (*scratch).locals) };
     data.header = Header {
@@ -266,20 +321,31 @@ fn follow<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, scratch: *
         seq: 0,
         conn: state.id,
         time_ns: now,
-        pid: tgid,
+        pid: (pid_tgid >> 32) as u32,
         tid: pid_tgid as u32,
     };
     locals.done = 0;
     locals.copied = 0;
-    let mut more = record(state, scratch, moved, start, true);
-    for _ in 1..RECORDS_PER_OPERATION {
-        if !more {
-            break;
-        }
-        more = record(state, scratch, moved, start, false);
+}
+
+/// Report the first `wanted` bytes of an operation of a TLS socket, as one record.
+#[inline(never)]
+pub(crate) fn report_handshake<S: Socket>(
+    state: &mut ConnState,
+    socket: S,
+    moved: &Moved,
+    scratch: *mut Scratch,
+    wanted: u32,
+) {
+    let now = now();
+    if state.flags & flag::OPENED == 0 {
+        open(state, socket, moved, protocol::TLS, now);
     }
-    note_burst(state, turned, locals.begins);
-    tally(moved, locals);
+    let start = advance(state, socket, moved);
+    // SAFETY: a per-CPU map value.
+    unsafe { (*scratch).locals.wanted = u64::from(wanted) };
+    begin_data(state, moved, scratch, now, bpf_get_current_pid_tgid());
+    record(state, scratch, moved, start, true);
 }
 
 /// Decide how many bytes of the operation to copy, and charge the budget.
@@ -338,7 +404,7 @@ fn record(state: &mut ConnState, scratch: *mut Scratch, moved: &Moved, start: u6
         more = head == part && wanted > part && locals.source.kind == Kind::Buffer;
         if head == 0 {
             flags = data_flags::UNREADABLE;
-            count(Counter::Unreadable, 1);
+            count(moved.slot, Counter::Unreadable, 1);
         } else if more {
             flags = data_flags::CONTINUES;
         } else {
@@ -360,8 +426,8 @@ fn record(state: &mut ConnState, scratch: *mut Scratch, moved: &Moved, start: u6
     locals.wanted = u64::from(wanted - part);
     let payload = forget(&raw mut locals.at, u64::from(payload)) as u32;
     let seq = if moved.direction == direction::SEND { &mut state.seq[1] } else { &mut state.seq[0] };
-    if !emit_data(seq, scratch, payload) && first && locals.begins == begins::REQUEST {
-        count(Counter::RequestsLost, 1);
+    if !emit_data(seq, scratch, payload, moved.slot) && first && locals.begins == begins::REQUEST {
+        count(moved.slot, Counter::RequestsLost, 1);
     }
     more
 }
@@ -401,31 +467,34 @@ fn note_burst(state: &mut ConnState, turned: bool, begins: u64) {
 #[inline(always)]
 fn tally(moved: &Moved, locals: &Locals) {
     let is_opaque = locals.source.kind == Kind::Opaque;
-    count_all([
-        (Counter::Operations, 1),
-        (Counter::Requests, u64::from(locals.begins == begins::REQUEST)),
-        (Counter::Bytes, u64::from(moved.len)),
-        (Counter::BytesOpaque, if is_opaque { u64::from(moved.len) } else { 0 }),
-        (Counter::BytesCopied, locals.copied),
-    ]);
+    count_all(
+        moved.slot,
+        [
+            (Counter::Operations, 1),
+            (Counter::Requests, u64::from(locals.begins == begins::REQUEST)),
+            (Counter::Bytes, u64::from(moved.len)),
+            (Counter::BytesOpaque, if is_opaque { u64::from(moved.len) } else { 0 }),
+            (Counter::BytesCopied, locals.copied),
+        ],
+    );
 }
 
 #[inline(always)]
-fn emit_data(seq: &mut u32, scratch: *mut Scratch, payload: u32) -> bool {
+fn emit_data(seq: &mut u32, scratch: *mut Scratch, payload: u32, slot: u32) -> bool {
     const LIMIT: u32 = (RECORD_PAYLOAD_MAX + TAIL) as u32;
     // SAFETY: a per-CPU map value longer than any record.
     unsafe {
         (*scratch).data.header.seq = *seq;
         *seq = seq.wrapping_add(1);
         let payload = copy::clamp(payload, LIMIT);
-        output((&raw const (*scratch).data).cast(), size_of::<Data>() as u64 + u64::from(payload))
+        output(slot, (&raw const (*scratch).data).cast(), size_of::<Data>() as u64 + u64::from(payload))
     }
 }
 
 /// Tell the agent about the connection and its process.
 #[inline(never)]
-fn open<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, protocol: u8, now: u64) {
-    let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(u32::from(moved.direction == direction::SEND)) else { return };
+pub(crate) fn open<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, protocol: u8, now: u64) {
+    let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(moved.slot) else { return };
     if state.id == 0 {
         state.id = socket.id(now);
     }
@@ -451,12 +520,16 @@ fn open<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, protocol: u8
         socket.describe(record);
         record.protocol = protocol;
         record.peer_named = 0;
+        (record.socket, record.association) = socket.below();
+        record.padding = [0; 7];
         record.uid = bpf_get_current_uid_gid() as u32;
         record.process_start_ns = process_start();
         record.cgroup = bpf_get_current_cgroup_id();
         record.comm = bpf_get_current_comm().unwrap_or_default();
         let name = copy::clamp(socket.unix_name(scratch), UNIX_PATH_MAX as u32);
-        if output(scratch.cast::<u8>().cast_const(), size_of::<Open>() as u64 + u64::from(name)) {
+        if output(moved.slot, scratch.cast::<u8>().cast_const(), size_of::<Open>() as u64 + u64::from(name))
+            && protocol != protocol::OTHER
+        {
             state.flags |= flag::OPENED;
             state.tgid = (pid_tgid >> 32) as u32;
         }
@@ -496,6 +569,6 @@ pub(crate) fn close(state: &ConnState, flags: u8, backend: u8, process: bool) {
     };
     // SAFETY: a record on our stack, as long as said.
     unsafe {
-        output((&raw const record).cast(), size_of::<Close>() as u64);
+        output(slot::EVENT, (&raw const record).cast(), size_of::<Close>() as u64);
     }
 }

@@ -27,7 +27,7 @@ pub(crate) fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
         if !found.is_null() {
             // SAFETY: a map value, not null.
             let state = unsafe { &*found };
-            if state.verdict == verdict::HTTP1 {
+            if stream::is_reported(state) {
                 stream::close(state, flags, backend::SOCK_TRACEPOINT, false);
             } else if state.verdict == verdict::OWN && flags & close_flags::RECEIVE != 0 {
                 forget_own(state);
@@ -48,7 +48,7 @@ pub(crate) fn inet_sock_set_state_walked(ctx: BtfTracePointContext) -> i32 {
         if let Some(found) = WALKED_SOCKETS.get_ptr(&key) {
             // SAFETY: a map value.
             let state = unsafe { &*found };
-            if state.verdict == verdict::HTTP1 {
+            if stream::is_reported(state) {
                 stream::close(state, flags, backend::SYS_EXIT, false);
             } else if state.verdict == verdict::OWN && flags & close_flags::RECEIVE != 0 {
                 forget_own(state);

@@ -4,3 +4,4 @@ mod connection;
 mod process;
 mod socket;
 mod sys_exit;
+mod tls;

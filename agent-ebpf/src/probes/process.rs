@@ -13,6 +13,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use crate::copy::clamp;
 use crate::emit::output;
 use crate::kernel::{self, load};
+use crate::maps::slot;
 use crate::stream::process_start;
 
 #[repr(C)]
@@ -51,6 +52,7 @@ pub(crate) fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
         // The helper counts the NUL.
         let len = if len > 0 { len as u32 - 1 } else { 0 };
         output(
+            slot::EVENT,
             scratch.cast::<u8>().cast_const(),
             size_of::<Exec>() as u64 + u64::from(clamp(len, FILENAME_MAX as u32)),
         );

@@ -7,9 +7,9 @@ use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 
-use crate::arch::current_call;
+use crate::arch::{Source, current_call};
 use crate::emit::count;
-use crate::maps::{ConnState, SOCKETS};
+use crate::maps::{ConnState, SOCKETS, slot};
 use crate::socket::Trusted;
 use crate::stream::{self, Moved, verdict};
 
@@ -78,7 +78,7 @@ fn operation(sk: *const u8, direction: u8, len: u32, discarded: bool) {
         }
         found = state(sk, true);
         if found.is_null() {
-            count(Counter::StateFull, 1);
+            count(slot::EVENT, Counter::StateFull, 1);
             return;
         }
     }
@@ -86,9 +86,9 @@ fn operation(sk: *const u8, direction: u8, len: u32, discarded: bool) {
     if unsafe { (*found).verdict } >= verdict::SETTLED {
         return;
     }
-    let moved = Moved { direction, len, backend: backend::SOCK_TRACEPOINT, discarded };
+    let source = if discarded { Source::OPAQUE } else { current_call().source() };
     // SAFETY: a map value, not null.
-    unsafe { stream::observe(found, socket, &current_call(), &moved) }
+    unsafe { stream::observe(found, socket, source, &Moved::by_socket(direction, len, backend::SOCK_TRACEPOINT)) }
 }
 
 #[inline(always)]
@@ -98,7 +98,7 @@ fn end_of_file(sk: *const u8) {
     }
     let found = state(sk, false);
     // SAFETY: a map value, not null.
-    if !found.is_null() && unsafe { (*found).verdict } == verdict::HTTP1 {
+    if !found.is_null() && stream::is_reported(unsafe { &*found }) {
         // SAFETY: as above.
         stream::close(unsafe { &*found }, close_flags::RECEIVE, backend::SOCK_TRACEPOINT, true);
     }

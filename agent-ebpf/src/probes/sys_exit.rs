@@ -3,20 +3,17 @@
 
 use agent_common::counters::Counter;
 use agent_common::event::{backend, close_flags, direction};
-use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 
-use crate::arch::{self, Call};
+use crate::arch::{self, Call, Source};
 use crate::copy;
 use crate::emit::count;
 use crate::kernel::{self, probe};
-use crate::maps::{ConnState, WALKED_SOCKETS, WalkedKey};
-use crate::socket::Walked;
+use crate::maps::{ConnState, SCRATCH, WALKED_SOCKETS, WalkedKey, forget, slot};
+use crate::socket::{Walked, of_descriptor};
 use crate::stream::{self, Moved, verdict};
 
-const S_IFMT: u16 = 0o170_000;
-const S_IFSOCK: u16 = 0o140_000;
 const MSG_PEEK: u64 = 0x2;
 const MSG_OOB: u64 = 0x1;
 const MSG_TRUNC: u64 = 0x20;
@@ -37,8 +34,21 @@ pub(crate) fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     // The `sys_exit` tracepoint fires after the result is stored, in the same task: a native call is known by its mode.
     if let Some((direction, discarded)) = transfer(&call)
         && let Some(len) = length(&call, moved as u32)
+        && let Some(scratch) = SCRATCH.get_ptr_mut(slot::RECEIVE)
     {
-        operation(&call, direction, len, discarded);
+        let source = if discarded { Source::OPAQUE } else { call.source() };
+        // SAFETY: fields of a map value. What follows is verified once, not once for every system call.
+        let (fd, moved, source) = unsafe {
+            let locals = &raw mut (*scratch).locals;
+            let direction = forget(&raw mut (*locals).at, u64::from(direction)) as u8;
+            let len = forget(&raw mut (*locals).done, u64::from(len)) as u32;
+            (
+                forget(&raw mut (*locals).wanted, call.args[0]) as u32,
+                Moved::by_socket(direction, len, backend::SYS_EXIT),
+                forget(&raw mut (*locals).source, source),
+            )
+        };
+        operation(fd, &moved, source);
     }
     0
 }
@@ -86,41 +96,13 @@ fn transfer(call: &Call) -> Option<(u8, bool)> {
     Some((direction, direction == direction::RECEIVE && flags & MSG_TRUNC != 0))
 }
 
-/// The `struct sock` behind a descriptor of the current process, 0 if it is no socket.
 #[inline(always)]
-fn socket_of(fd: u32) -> Option<u64> {
-    // SAFETY: no arguments.
-    let task = unsafe { bpf_get_current_task_btf() } as u64;
-    let files: u64 = probe(task, &kernel::TASK_FILES)?;
-    let table: u64 = probe(files, &kernel::FILES_FDT)?;
-    let size: u32 = probe(table, &kernel::FDT_MAX_FDS)?;
-    if fd >= size {
-        return None;
-    }
-    let entries: u64 = probe(table, &kernel::FDT_FD)?;
-    let file: u64 = copy_pointer(entries.wrapping_add(u64::from(fd) * 8))?;
-    let inode: u64 = probe(file, &kernel::FILE_INODE)?;
-    let mode: u16 = probe(inode, &kernel::INODE_MODE)?;
-    if mode & S_IFMT != S_IFSOCK {
-        return Some(0);
-    }
-    let socket: u64 = probe(file, &kernel::FILE_PRIVATE_DATA)?;
-    probe(socket, &kernel::SOCKET_SK)
-}
-
-#[inline(always)]
-fn copy_pointer(address: u64) -> Option<u64> {
-    let zero = aya_ebpf::Global::new(0);
-    probe(address, &zero)
-}
-
-#[inline(always)]
-fn operation(call: &Call, direction: u8, len: u32, discarded: bool) {
-    let sk = match socket_of(call.args[0] as u32) {
+fn operation(fd: u32, moved: &Moved, source: Source) {
+    let sk = match of_descriptor(fd) {
         Some(0) => return,
         Some(sk) => sk,
         None => {
-            count(Counter::WalkFailed, 1);
+            count(slot::EVENT, Counter::WalkFailed, 1);
             return;
         }
     };
@@ -130,31 +112,29 @@ fn operation(call: &Call, direction: u8, len: u32, discarded: bool) {
     let found = if let Some(found) = WALKED_SOCKETS.get_ptr_mut(&key) {
         found
     } else {
-        if len == 0 || !socket.is_wanted() || stream::is_paused() {
+        if moved.len == 0 || !socket.is_wanted() || stream::is_paused() {
             return;
         }
         // SAFETY: all zero is a new connection.
         let fresh: ConnState = unsafe { core::mem::zeroed() };
         if WALKED_SOCKETS.insert(&key, &fresh, 0).is_err() {
-            count(Counter::StateFull, 1);
+            count(slot::EVENT, Counter::StateFull, 1);
             return;
         }
         let Some(found) = WALKED_SOCKETS.get_ptr_mut(&key) else { return };
         found
     };
     // SAFETY: a map value.
-    let verdict = unsafe { (*found).verdict };
-    if verdict >= verdict::SETTLED {
+    let state = unsafe { &*found };
+    if state.verdict >= verdict::SETTLED {
         return;
     }
-    if len == 0 {
-        if verdict == verdict::HTTP1 && direction == direction::RECEIVE {
-            // SAFETY: as above.
-            stream::close(unsafe { &*found }, close_flags::RECEIVE, backend::SYS_EXIT, true);
+    if moved.len == 0 {
+        if stream::is_reported(state) && moved.direction == direction::RECEIVE {
+            stream::close(state, close_flags::RECEIVE, backend::SYS_EXIT, true);
         }
         return;
     }
-    let moved = Moved { direction, len, backend: backend::SYS_EXIT, discarded };
     // SAFETY: a map value, not null.
-    unsafe { stream::observe(found, socket, call, &moved) }
+    unsafe { stream::observe(found, socket, source, moved) }
 }

@@ -1,0 +1,182 @@
+//! Calls of TLS libraries. User space: these run in the context of the calling process and may be preempted.
+//!
+//! What each attachment means is in its cookie (`agent_common::tls`). x86-64 and arm64 calling conventions.
+
+use agent_common::tls::{Cookie, form};
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
+use aya_ebpf::macros::{uprobe, uretprobe};
+use aya_ebpf::programs::{ProbeContext, RetProbeContext};
+
+use crate::arch::{Kind, Registers, Source};
+use crate::copy::user;
+use crate::maps::{Call, GOROUTINES, StreamKey};
+use crate::tls::{self, Yield};
+
+const NO_CALL: Call = Call { object: 0, buffer: 0, len: 0, moved: 0 };
+
+#[inline(always)]
+fn cookie(ctx: *mut core::ffi::c_void) -> Cookie {
+    // SAFETY: the program's context.
+    Cookie::from_word(unsafe { bpf_get_attach_cookie(ctx) })
+}
+
+/// The beginning of a call whose result says what it moved: keeps the arguments.
+#[uprobe]
+pub(crate) fn tls_enter(ctx: ProbeContext) -> u32 {
+    let registers = Registers(ctx.as_ptr().cast());
+    // Both are read first: the verifier takes no context at an offset that depends.
+    let (fourth, fifth) = (registers.argument(3), registers.argument(4));
+    let moved = match cookie(ctx.as_ptr()).form {
+        form::OUT4 => fourth,
+        form::OUT5 => fifth,
+        _ => 0,
+    };
+    if let Some(thread) = tls::thread() {
+        thread.call =
+            Call { object: registers.argument(0), buffer: registers.argument(1), len: registers.argument(2), moved };
+        thread.nested = 0;
+    }
+    0
+}
+
+/// The end of such a call.
+#[uretprobe]
+pub(crate) fn tls_return(ctx: RetProbeContext) -> u32 {
+    returned(Registers(ctx.as_ptr().cast()), cookie(ctx.as_ptr()));
+    0
+}
+
+/// The same, at an instruction where the result is in its register.
+#[uprobe]
+pub(crate) fn tls_return_at(ctx: ProbeContext) -> u32 {
+    returned(Registers(ctx.as_ptr().cast()), cookie(ctx.as_ptr()));
+    0
+}
+
+#[inline(always)]
+fn returned(registers: Registers, cookie: Cookie) {
+    let Some(thread) = tls::thread() else { return };
+    let call = thread.call;
+    // A return whose beginning was not seen has nothing to tell.
+    if call.object == 0 {
+        return;
+    }
+    thread.call = NO_CALL;
+    let result = registers.result();
+    let moved = match cookie.form {
+        form::INT => i64::from(result as i32),
+        form::OUT4 | form::OUT5 => {
+            if result as i32 == 1 {
+                user::<u64>(call.moved).unwrap_or(0) as i64
+            } else {
+                0
+            }
+        }
+        _ => result as i64,
+    };
+    if moved <= 0 {
+        return;
+    }
+    let source = if cookie.form == form::NO_BUFFER {
+        Source::OPAQUE
+    } else {
+        Source { kind: Kind::Buffer, base: call.buffer, count: 0 }
+    };
+    tls::report(&Yield { cookie, object: call.object, len: moved as u64, threaded: true, named: 0 }, source);
+}
+
+/// A call whose arguments are all there is to know: rustls.
+#[uprobe]
+pub(crate) fn tls_push(ctx: ProbeContext) -> u32 {
+    let registers = Registers(ctx.as_ptr().cast());
+    let cookie = cookie(ctx.as_ptr());
+    // `Payload`: a tag or capacity, pointer, length. `OutboundChunks`: 0, pointer, length; or pointer and number of
+    // slices, start, end.
+    let Some(words) = user::<[u64; 4]>(registers.argument(1)) else { return 0 };
+    let (source, len) = if cookie.form == form::PAYLOAD || words[0] == 0 {
+        (Source { kind: Kind::Buffer, base: words[1], count: 0 }, words[2])
+    } else if words[2] == 0 {
+        // A slice is a pointer and a length, as `struct iovec` is.
+        (Source { kind: Kind::Vectors, base: words[0], count: words[1] }, words[3])
+    } else {
+        (Source::OPAQUE, words[3].wrapping_sub(words[2]))
+    };
+    tls::report(&Yield { cookie, object: registers.argument(0), len, threaded: true, named: 0 }, source);
+    0
+}
+
+/// `crypto/tls.(*Conn).Read` of Go begins. At the branch of its stack check: taken, the function will begin again.
+#[uprobe]
+pub(crate) fn go_enter(ctx: ProbeContext) -> u32 {
+    let registers = Registers(ctx.as_ptr().cast());
+    if registers.branches() {
+        return 0;
+    }
+    let call = Call { object: registers.go_argument(0), buffer: registers.go_argument(1), len: 0, moved: 0 };
+    // Full maps evict; without the entry the bytes are missing.
+    _ = GOROUTINES.insert(goroutine(&registers), call, 0);
+    0
+}
+
+/// Go copies plaintext to the reader, or writes.
+#[uprobe]
+pub(crate) fn go_push(ctx: ProbeContext) -> u32 {
+    let registers = Registers(ctx.as_ptr().cast());
+    let cookie = cookie(ctx.as_ptr());
+    let object = if cookie.form == form::GO_WRITE {
+        if registers.branches() {
+            return 0;
+        }
+        registers.go_argument(0)
+    } else {
+        let key = goroutine(&registers);
+        // SAFETY: copied at once.
+        match unsafe { GOROUTINES.get(&key) } {
+            Some(call) => call.object,
+            None => return 0,
+        }
+    };
+    go_report(cookie, object, registers.go_argument(1), registers.go_argument(2));
+    0
+}
+
+/// `crypto/tls.(*Conn).Read` returns.
+#[uprobe]
+pub(crate) fn go_return(ctx: ProbeContext) -> u32 {
+    let registers = Registers(ctx.as_ptr().cast());
+    let key = goroutine(&registers);
+    // SAFETY: copied at once.
+    let Some(call) = (unsafe { GOROUTINES.get(&key) }) else { return 0 };
+    let call = *call;
+    // Not there any more is as good.
+    _ = GOROUTINES.remove(&key);
+    let moved = registers.go_argument(0);
+    if (moved as i64) > 0 {
+        go_report(cookie(ctx.as_ptr()), call.object, call.buffer, moved);
+    }
+    0
+}
+
+#[inline(always)]
+fn goroutine(registers: &Registers) -> StreamKey {
+    StreamKey { object: registers.goroutine(), tgid: bpf_get_current_pid_tgid() >> 32 }
+}
+
+/// Goroutines change threads at any call: only the descriptor tells their connection.
+#[inline(never)]
+fn go_report(cookie: Cookie, object: u64, buffer: u64, len: u64) {
+    let source = Source { kind: Kind::Buffer, base: buffer, count: 0 };
+    let named = go_descriptor(object).map_or(0, tls::named);
+    tls::report(&Yield { cookie, object, len, threaded: false, named }, source);
+}
+
+/// `tls.Conn.conn`, an interface: type, then a pointer to `net.TCPConn`, which begins with a pointer to `net.netFD`,
+/// whose `poll.FD` begins with a mutex of 16 bytes and the descriptor (the same from Go 1.17 to 1.27).
+#[inline(always)]
+fn go_descriptor(object: u64) -> Option<i32> {
+    let conn: u64 = user(object.wrapping_add(8))?;
+    let fd: u64 = user(conn)?;
+    user(fd.wrapping_add(16))
+}
