@@ -171,7 +171,7 @@ mod tests {
             local: SocketAddress::Unknown,
             remote: SocketAddress::Unknown,
             backend: Backend::SockTracepoint,
-            tls: false,
+            tls: None,
             process: PROCESS,
             comm: "nginx".into(),
             cgroup: 0,

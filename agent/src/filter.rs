@@ -162,7 +162,7 @@ mod tests {
             local: address(8080),
             remote: address(50000),
             backend: Backend::SockTracepoint,
-            tls: false,
+            tls: None,
             process,
             comm: "nginx".into(),
             cgroup: 0,

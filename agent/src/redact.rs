@@ -323,7 +323,7 @@ impl Redactor {
         let connection = &*exchange.connection;
         let request = exchange.request.as_ref();
         let response = exchange.response.as_ref();
-        let scheme = if connection.tls { "https" } else { "http" };
+        let scheme = if connection.tls.is_some() { "https" } else { "http" };
         let mut strings = self.strings.lock().unwrap_or_else(PoisonError::into_inner);
 
         let target = request.map(|request| Target::parse(&request.target, &request.method)).unwrap_or_default();
@@ -947,7 +947,7 @@ mod tests {
                 local: SocketAddress::Ip("127.0.0.1:8080".parse().unwrap()),
                 remote: SocketAddress::Ip("10.0.0.7:50000".parse().unwrap()),
                 backend: Backend::SockTracepoint,
-                tls: false,
+                tls: None,
                 process: ProcessRef { pid: 42, start_ns: 1 },
                 comm: Arc::from("nginx"),
                 cgroup: 0,

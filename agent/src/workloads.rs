@@ -201,7 +201,7 @@ mod tests {
             local: SocketAddress::Unknown,
             remote: SocketAddress::Unknown,
             backend: Backend::SockTracepoint,
-            tls: false,
+            tls: None,
             process: process(pid, start_ns),
             comm: comm.into(),
             cgroup: 0,

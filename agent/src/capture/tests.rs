@@ -806,7 +806,7 @@ fn a_socket_used_for_another_connection_leaves_no_address_behind() {
         local: first.local,
         remote: first.remote,
         backend: Backend::SockTracepoint,
-        tls: false,
+        tls: None,
         process: first.process,
         comm: Arc::from(""),
         cgroup: 0,

@@ -200,7 +200,7 @@ mod tests {
                 local: ip(local),
                 remote: ip(remote),
                 backend: Backend::SockTracepoint,
-                tls: false,
+                tls: None,
                 process: ProcessRef::default(),
                 comm: Arc::from(""),
                 cgroup: 0,

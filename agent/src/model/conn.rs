@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::Timestamp;
+use super::{Handshake, Timestamp};
 
 /// One end of a connection: the kernel's socket cookie. Two processes that share a socket share it; the two ends of a
 /// loopback connection have one each.
@@ -65,7 +65,8 @@ pub struct Connection {
     pub local: SocketAddress,
     pub remote: SocketAddress,
     pub backend: Backend,
-    pub tls: bool,
+    /// What its handshake said; `None` when the connection is not TLS.
+    pub tls: Option<Arc<Handshake>>,
     pub process: ProcessRef,
     /// Command name of the thread that first used the connection.
     pub comm: Arc<str>,

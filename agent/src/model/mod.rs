@@ -10,6 +10,7 @@ pub(crate) mod fixture;
 pub mod message;
 pub mod report;
 pub mod time;
+pub mod tls;
 pub mod trace;
 pub mod workload;
 
@@ -18,5 +19,6 @@ pub use exchange::{Exchange, Incomplete, Outcome, Timing};
 pub use message::{Body, Field, Headers, Request, Response, Version};
 pub use report::CallReport;
 pub use time::Timestamp;
+pub use tls::Handshake;
 pub use trace::{SpanId, TraceContext, TraceId};
 pub use workload::Workload;
