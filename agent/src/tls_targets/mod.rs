@@ -2,6 +2,7 @@
 //! stack and one line in [`STACKS`]. Never guesses: an address that is not proven by the file itself is not given.
 
 pub mod elf;
+pub mod x86;
 
 use std::fmt;
 
