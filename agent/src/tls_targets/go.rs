@@ -7,20 +7,19 @@ use agent_common::{
     event::direction,
     tls::{Layout, form},
 };
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use object::ReadRef;
 
 use super::{
     Effort, Found, Probe, Program, Stack, Target, Unreadable,
     elf::{Function, Image},
+    x86::Code,
 };
 use pclntab::{Missing, Pclntab};
 
 const READ: &str = "crypto/tls.(*Conn).Read";
 const WRITE: &str = "crypto/tls.(*Conn).Write";
 const MEMMOVE: &str = "runtime.memmove";
-/// Bytes of one function; the real ones have one and two thousand.
-const MAX_FUNCTION: u64 = 1 << 16;
 /// `ret`s of one function.
 const MAX_RETURNS: usize = 64;
 /// Instructions up to the branch of the stack check.
@@ -33,7 +32,15 @@ const MACHINE: &str = "it is a Go program for arm64, whose crypto/tls this agent
 const NO_TABLE: &str = "its functions cannot be found: it has no symbol table and no table of functions (.gopclntab) of \
                         a known version; Go 1.18 and later write one";
 const NO_TEXT: &str = "its table of functions does not say where the code begins, and no address that was tried fits";
-const CODE: &str = "the code of crypto/tls.(*Conn).Read or Write has a form this agent does not know";
+const FORM: &str = "the code of crypto/tls.(*Conn).Read or Write has a form this agent does not know";
+
+/// Where the functions are.
+#[derive(Clone, Copy, Debug)]
+struct Functions {
+    read: Function,
+    write: Function,
+    memmove: Option<Function>,
+}
 
 /// A function that was decoded whole.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -64,101 +71,58 @@ fn target<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Result<Option<Target>, &'
     if !image.is_x86_64() {
         return Err(MACHINE);
     }
-    let Some((read, write, memmove)) = functions(image)? else { return Ok(None) };
+    let Some(Functions { read, write, memmove }) = functions(image)? else { return Ok(None) };
     let memmove = memmove.map(|function| function.address);
-    let (read, write) = (body_in(image, read, memmove)?, body_in(image, write, None)?);
+    let read_code = Code::read(image, read).ok_or(FORM)?;
+    let write_code = Code::read(image, write).ok_or(FORM)?;
+    let (read, write) = (body(&read_code, memmove)?, body(&write_code, None)?);
 
-    let at =
-        |address: u64, probe: Probe| image.file_offset(address).map(|offset| Probe { offset, ..probe }).ok_or(CODE);
-    let received = Probe {
-        program: Program::Enter,
-        offset: 0,
-        form: form::GO_READ,
-        direction: direction::RECEIVE,
-        function: READ,
-        emulated: true,
+    let probe = |program, code: &Code<'_>, address: u64, form, direction, function| {
+        let offset = image.file_offset(address)?;
+        let emulated = code.emulates(code.at(address)?);
+        Some(Probe { program, offset, form, direction, function, emulated })
     };
-    let sent =
-        Probe { program: Program::Push, form: form::GO_WRITE, direction: direction::SEND, function: WRITE, ..received };
-    let mut probes = vec![at(write.branch, sent)?, at(read.branch, received)?];
+    let sent = probe(Program::Push, &write_code, write.branch, form::GO_WRITE, direction::SEND, WRITE);
+    let received = |program, address, form| probe(program, &read_code, address, form, direction::RECEIVE, READ);
+    let mut probes = vec![sent, received(Program::Enter, read.branch, form::GO_READ)];
     if let [copy] = read.copies.as_slice() {
-        probes.push(at(*copy, Probe { program: Program::Push, form: form::GO_READ_COPY, ..received })?);
+        probes.push(received(Program::Push, *copy, form::GO_READ_COPY));
     } else {
-        for address in read.returns {
-            probes.push(at(address, Probe { program: Program::ReturnAt, emulated: false, ..received })?);
-        }
+        probes.extend(read.returns.iter().map(|&address| received(Program::ReturnAt, address, form::GO_READ)));
     }
+    let probes = probes.into_iter().collect::<Option<_>>().ok_or(FORM)?;
     Ok(Some(Target { stack: Stack::Go, layout: Layout::NONE, probes }))
 }
 
-/// `Read`, `Write` and `runtime.memmove`; none in a program without TLS, or that links only a part of it.
-fn functions<'a, R: ReadRef<'a>>(
-    image: &Image<'a, R>,
-) -> Result<Option<(Function, Function, Option<Function>)>, &'static str> {
+/// None in a program without TLS, or that links only a part of it.
+fn functions<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Result<Option<Functions>, &'static str> {
     if let (Some(read), Some(write)) = (image.function(READ), image.function(WRITE)) {
-        return Ok(Some((read, write, image.function(MEMMOVE))));
+        return Ok(Some(Functions { read, write, memmove: image.function(MEMMOVE) }));
     }
     let table = Pclntab::read(image).map_err(|missing| match missing {
         Missing::Table => NO_TABLE,
         Missing::Text => NO_TEXT,
     })?;
     let both = table.function(READ).zip(table.function(WRITE));
-    Ok(both.map(|(read, write)| (read, write, table.function(MEMMOVE))))
+    Ok(both.map(|(read, write)| Functions { read, write, memmove: table.function(MEMMOVE) }))
 }
 
-fn body_in<'a, R: ReadRef<'a>>(
-    image: &Image<'a, R>,
-    function: Function,
-    memmove: Option<u64>,
-) -> Result<Body, &'static str> {
-    if function.size > MAX_FUNCTION {
-        return Err(CODE);
-    }
-    let code = image.bytes(function.address, function.size).ok_or(CODE)?;
-    body(code, function.address, memmove)
-}
+/// Reads the body of a function that was decoded from its first byte to its last. The code must agree with itself:
+/// every branch meets an instruction, and the way that grows the stack ends at the beginning. Else the bounds are wrong,
+/// and so would be every address.
+fn body(code: &Code<'_>, memmove: Option<u64>) -> Result<Body, &'static str> {
+    let instructions = code.instructions();
+    let (first, last) = instructions.first().zip(instructions.last()).ok_or(FORM)?;
+    let inside = first.ip()..last.next_ip();
+    let branch = stack_check(instructions)?;
 
-/// Decodes a function from its first byte to its last. The code must agree with itself: every branch meets an
-/// instruction, and the way that grows the stack ends at the beginning. Else the bounds are wrong, and so would be
-/// every address.
-fn body(code: &[u8], address: u64, memmove: Option<u64>) -> Result<Body, &'static str> {
-    let end = address.checked_add(code.len() as u64).ok_or(CODE)?;
-    let instructions = decode(code, address).ok_or(CODE)?;
-    let branch = stack_check(&instructions)?;
-    let starts_at = |target: u64| instructions.binary_search_by_key(&target, Instruction::ip).is_ok();
-
-    let mut body = Body { branch: branch.ip(), ..Body::default() };
-    for instruction in &instructions {
-        match instruction.flow_control() {
-            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => {
-                let target = instruction.near_branch_target();
-                if (address..end).contains(&target) && !starts_at(target) {
-                    return Err(CODE);
-                }
-            }
-            FlowControl::Call if Some(instruction.near_branch_target()) == memmove => {
-                body.copies.push(instruction.ip());
-            }
-            FlowControl::Return => body.returns.push(instruction.ip()),
-            _ => {}
-        }
-    }
-    let is_whole = grows_and_begins_again(&instructions, branch.near_branch_target(), address)
-        && (1..=MAX_RETURNS).contains(&body.returns.len());
-    is_whole.then_some(body).ok_or(CODE)
-}
-
-fn decode(code: &[u8], address: u64) -> Option<Vec<Instruction>> {
-    let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
-    let mut instructions = Vec::new();
-    while decoder.can_decode() {
-        let instruction = decoder.decode();
-        if instruction.is_invalid() {
-            return None;
-        }
-        instructions.push(instruction);
-    }
-    Some(instructions)
+    let is_sound = code.jumps().all(|jump| !inside.contains(&jump.target) || code.at(jump.target).is_some())
+        && grows_and_begins_again(instructions, branch.near_branch_target(), first.ip());
+    let copies = code.direct_calls().filter(|call| Some(call.target) == memmove).map(|call| call.at).collect();
+    let returns: Vec<u64> = code.returns().collect();
+    (is_sound && (1..=MAX_RETURNS).contains(&returns.len()))
+        .then_some(Body { branch: branch.ip(), copies, returns })
+        .ok_or(FORM)
 }
 
 /// The branch behind `cmp rsp,[r14+16]`: up to there no argument has moved.
@@ -169,14 +133,14 @@ fn stack_check(instructions: &[Instruction]) -> Result<Instruction, &'static str
             // Before registers carried arguments, R14 was not the goroutine: it came from thread local storage.
             Mnemonic::Mov if instruction.segment_prefix() == Register::FS => return Err(OLD),
             Mnemonic::Cmp if compares_guard(instruction) => compared = true,
-            Mnemonic::Jbe if compared && is_near(instruction) => return Ok(*instruction),
+            Mnemonic::Jbe if compared => return Ok(*instruction),
             Mnemonic::Lea | Mnemonic::Mov | Mnemonic::Sub if instruction.op0_register() == Register::R12 => {}
             // The stack pointer is so small that the frame does not fit below it at all.
-            Mnemonic::Jb if is_near(instruction) => {}
+            Mnemonic::Jb => {}
             _ => break,
         }
     }
-    Err(CODE)
+    Err(FORM)
 }
 
 fn compares_guard(instruction: &Instruction) -> bool {
@@ -185,10 +149,6 @@ fn compares_guard(instruction: &Instruction) -> bool {
         && instruction.memory_base() == Register::R14
         && instruction.memory_index() == Register::None
         && instruction.memory_displacement64() == STACK_GUARD
-}
-
-fn is_near(instruction: &Instruction) -> bool {
-    matches!(instruction.code(), Code::Jbe_rel8_64 | Code::Jbe_rel32_64 | Code::Jb_rel8_64 | Code::Jb_rel32_64)
 }
 
 /// Whether the code at `slow` saves the arguments, calls once (`runtime.morestack`) and jumps to the first instruction.
@@ -227,6 +187,10 @@ mod tests {
         code
     }
 
+    fn body_of(bytes: &[u8], memmove: Option<u64>) -> Result<Body, &'static str> {
+        Code::decode(ADDRESS, bytes).ok_or(FORM).and_then(|code| body(&code, memmove))
+    }
+
     /// `call` at the n-th byte of the function.
     fn call(at: u64, target: u64) -> Vec<u8> {
         let distance = target.wrapping_sub(ADDRESS + at + 5) as u32;
@@ -237,19 +201,19 @@ mod tests {
     fn the_branch_of_the_stack_check_the_copy_and_the_return_are_found() {
         let code = function(&call(7, MEMMOVE_AT));
         let expected = Body { branch: ADDRESS + 4, copies: vec![ADDRESS + 7], returns: vec![ADDRESS + 13] };
-        assert_eq!(body(&code, ADDRESS, Some(MEMMOVE_AT)), Ok(expected));
+        assert_eq!(body_of(&code, Some(MEMMOVE_AT)), Ok(expected));
     }
 
     #[test]
     fn without_the_address_of_memmove_no_call_is_a_copy() {
         let code = function(&call(7, MEMMOVE_AT));
-        assert_eq!(body(&code, ADDRESS, None).unwrap().copies, []);
+        assert_eq!(body_of(&code, None).unwrap().copies, []);
     }
 
     #[test]
     fn both_copies_are_found_so_that_neither_is_taken_for_the_only_one() {
         let code = function(&[call(7, MEMMOVE_AT), call(12, MEMMOVE_AT)].concat());
-        assert_eq!(body(&code, ADDRESS, Some(MEMMOVE_AT)).unwrap().copies, [ADDRESS + 7, ADDRESS + 12]);
+        assert_eq!(body_of(&code, Some(MEMMOVE_AT)).unwrap().copies, [ADDRESS + 7, ADDRESS + 12]);
     }
 
     #[test]
@@ -258,13 +222,13 @@ mod tests {
         code.extend([0xe8, 0, 0x20, 0, 0]);
         let back = -(code.len() as i64 + 2);
         code.extend([0xeb, back as u8]);
-        assert_eq!(body(&code, ADDRESS, None).unwrap().branch, ADDRESS + 9);
+        assert_eq!(body_of(&code, None).unwrap().branch, ADDRESS + 9);
     }
 
     #[test]
     fn what_does_not_agree_with_itself_is_refused() {
         let good = function(&[0x90]);
-        assert!(body(&good, ADDRESS, None).is_ok());
+        assert!(body_of(&good, None).is_ok());
         let cases: [(&str, Vec<u8>); 6] = [
             ("begins in the middle of an instruction", good[1..].to_vec()),
             ("begins one instruction late", good[4..].to_vec()),
@@ -274,7 +238,7 @@ mod tests {
             ("is empty", Vec::new()),
         ];
         for (what, code) in cases {
-            assert_eq!(body(&code, ADDRESS, None), Err(CODE), "{what}");
+            assert_eq!(body_of(&code, None), Err(FORM), "{what}");
         }
     }
 
@@ -283,20 +247,21 @@ mod tests {
         let mut code = function(&[0x90]);
         let at = code.len() - 4;
         code[at] = code[at].wrapping_add(4);
-        assert_eq!(body(&code, ADDRESS, None), Err(CODE));
+        assert_eq!(body_of(&code, None), Err(FORM));
     }
 
     #[test]
     fn a_function_of_the_stack_abi_is_refused_with_its_reason() {
         // mov rcx,fs:[-8]; cmp rsp,[rcx+16]; jbe
         let code = [0x64, 0x48, 0x8b, 0x0c, 0x25, 0xf8, 0xff, 0xff, 0xff, 0x48, 0x3b, 0x61, 0x10, 0x76, 1, 0xc3, 0xc3];
-        assert_eq!(body(&code, ADDRESS, None), Err(OLD));
+        assert_eq!(body_of(&code, None), Err(OLD));
     }
 
     proptest! {
         #[test]
         fn any_bytes_as_code_never_panic(code in proptest::collection::vec(any::<u8>(), 0..400), at in any::<u64>()) {
-            prop_assert_eq!(body(&code, at, Some(at)).is_ok(), body(&code, at, None).is_ok());
+            let code = Code::prefix(at, &code);
+            prop_assert_eq!(body(&code, Some(at)).is_ok(), body(&code, None).is_ok());
         }
 
         #[test]
@@ -307,11 +272,11 @@ mod tests {
             if let Some(place) = code.get_mut(at) {
                 *place = byte;
             }
-            if let Ok(body) = body(&code, ADDRESS, Some(MEMMOVE_AT)) {
-                let starts: Vec<u64> = decode(&code, ADDRESS).unwrap().iter().map(Instruction::ip).collect();
+            if let Ok(body) = body_of(&code, Some(MEMMOVE_AT)) {
+                let code = Code::decode(ADDRESS, &code).unwrap();
                 let all = body.copies.iter().chain(&body.returns).chain([&body.branch]);
                 for address in all {
-                    prop_assert!(starts.contains(address));
+                    prop_assert!(code.at(*address).is_some());
                 }
             }
         }
