@@ -19,10 +19,15 @@ const MAX_READ: u64 = 256 << 20;
 const MAX_CHAIN: u64 = 1024;
 /// Places in the string table that end in the name looked for: linkers share tails, so there may be a few.
 const MAX_PLACES: usize = 64;
+/// Of each table of relocations, of which a large program has hundreds of thousands.
+const MAX_RELOCATIONS: u64 = 1 << 20;
+/// Bytes of the name of an imported function.
+const MAX_NAME: u64 = 256;
 /// Bytes of one note segment.
 const MAX_NOTES: u64 = 1 << 16;
 
 const SYMBOL_SIZE: u64 = 24;
+const RELOCATION_SIZE: u64 = 24;
 
 /// Not a 64-bit little-endian ELF executable or library of x86-64 or arm64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,13 +79,15 @@ struct SectionHeader {
     section: Section,
 }
 
-/// What the dynamic section says of the symbols, virtual addresses.
+/// What the dynamic section says, virtual addresses and sizes in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Dynamic {
     hash: u64,
     symbols: u64,
     strings: u64,
     strings_size: u64,
+    /// Relocations of procedure linkage, then all others.
+    relocations: [(u64, u64); 2],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -221,6 +228,14 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
                     dynamic.strings = value;
                 } else if tag == elf::DT_STRSZ {
                     dynamic.strings_size = value;
+                } else if tag == elf::DT_JMPREL {
+                    dynamic.relocations[0].0 = value;
+                } else if tag == elf::DT_PLTRELSZ {
+                    dynamic.relocations[0].1 = value;
+                } else if tag == elf::DT_RELA {
+                    dynamic.relocations[1].0 = value;
+                } else if tag == elf::DT_RELASZ {
+                    dynamic.relocations[1].1 = value;
                 }
             }
             Some(dynamic)
@@ -271,6 +286,33 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
                 .and_then(|address| self.bytes(address, len))
                 .and_then(|bytes| bytes.strip_suffix(b"\0"))
                 .is_some_and(|bytes| bytes == name.as_bytes())
+    }
+
+    /// The name whose address the dynamic linker writes to a slot of the global offset table.
+    pub fn imported(&self, slot: u64) -> Option<&'a [u8]> {
+        let dynamic = self.dynamic()?;
+        dynamic.relocations.into_iter().find_map(|(address, size)| {
+            let relocations = self.bytes(address, size.min(MAX_RELOCATIONS * RELOCATION_SIZE))?;
+            let relocation = relocations
+                .chunks_exact(RELOCATION_SIZE as usize)
+                .find(|relocation| u64_at(relocation, 0) == Some(slot) && self.is_address_of_symbol(relocation))?;
+            let index = u64::from(u32_at(relocation, 12)?);
+            let symbol = self.bytes(dynamic.symbols.checked_add(index * SYMBOL_SIZE)?, SYMBOL_SIZE)?;
+            let at = u64::from(u32_at(symbol, 0)?);
+            let address = dynamic.strings.checked_add(at)?;
+            let len = dynamic.strings_size.checked_sub(at)?.min(MAX_NAME);
+            let name = self.bytes(address, len)?;
+            name.get(..memchr::memchr(0, name)?)
+        })
+    }
+
+    fn is_address_of_symbol(&self, relocation: &[u8]) -> bool {
+        let kinds = if self.is_x86_64() {
+            [elf::R_X86_64_JUMP_SLOT, elf::R_X86_64_GLOB_DAT]
+        } else {
+            [elf::R_AARCH64_JUMP_SLOT, elf::R_AARCH64_GLOB_DAT]
+        };
+        u32_at(relocation, 8).is_some_and(|kind| kinds.contains(&kind))
     }
 
     fn symtab(&self) -> Option<Table<'a>> {

@@ -1,7 +1,11 @@
 //! What to probe in a file that may hold a TLS library: pure, bytes of an ELF file in, probe addresses out. One file per
-//! stack and one line in [`STACKS`]. Never guesses: an address that is not proven by the file itself is not given.
+//! stack and one word in [`find`]. Never guesses: an address that is not proven by the file itself is not given.
 
 pub mod elf;
+pub mod gnutls;
+pub mod go;
+pub mod nss;
+pub mod openssl;
 pub mod x86;
 
 use std::fmt;
@@ -10,6 +14,7 @@ use agent_common::tls::Layout;
 use object::ReadRef;
 
 use elf::Image;
+use x86::{Code, Site};
 
 /// A TLS implementation (`weir.capture.backend` of what it yields).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,12 +89,41 @@ pub enum Effort {
     Code,
 }
 
-/// What each stack looks for.
-const STACKS: &[()] = &[];
+/// What to probe in a file. Every stack that is in it is found, the ones that cannot be read too.
+pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, effort: Effort) -> Found {
+    let stacks: [Find<'a, R>; 4] = [openssl::find, go::find, gnutls::find, nss::find];
+    let mut found = Found::default();
+    for stack in stacks {
+        stack(image, effort, &mut found);
+    }
+    found
+}
+
+/// Looks for one stack.
+type Find<'a, R> = fn(&Image<'a, R>, Effort, &mut Found);
+
+/// The probes of a function whose call is reported when it returns: at the arguments and at the result, in this order.
+fn call_probes<'a, R: ReadRef<'a>>(
+    image: &Image<'a, R>,
+    code: &Code<'_>,
+    arguments: usize,
+    form: u8,
+    direction: u8,
+    function: &'static str,
+) -> Option<[Probe; 2]> {
+    let probe = |program, site: Site| {
+        let offset = image.file_offset(site.address)?;
+        Some(Probe { program, offset, form, direction, function, emulated: site.emulated })
+    };
+    Some([probe(Program::Enter, code.entry_point(arguments))?, probe(Program::Return, code.return_point())?])
+}
+
+fn arm64(stack: Stack) -> String {
+    format!("The {stack} in this file is for arm64, which is not yet supported by the finder of probes.")
+}
 
 impl Stack {
-    pub const ALL: [Self; 6] =
-        [Self::Openssl, Self::Boringssl, Self::Go, Self::Gnutls, Self::Rustls, Self::Nss];
+    pub const ALL: [Self; 6] = [Self::Openssl, Self::Boringssl, Self::Go, Self::Gnutls, Self::Rustls, Self::Nss];
 
     /// `weir.capture.backend`.
     pub const fn name(self) -> &'static str {

@@ -1,8 +1,10 @@
 //! Decoding of x86-64 functions: where a probe costs little, what a function calls, and what its registers hold on the
 //! way there. Decodes from a function's start and never names an address that is not the start of an instruction.
 
+use std::collections::HashMap;
+
 use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register,
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 use object::ReadRef;
 
@@ -111,6 +113,11 @@ impl<'a> Code<'a> {
         emulated(self.bytes_of(instruction))
     }
 
+    /// Of its first instruction.
+    pub const fn address(&self) -> u64 {
+        self.address
+    }
+
     fn len(&self) -> usize {
         self.instructions.iter().map(Instruction::len).sum()
     }
@@ -187,4 +194,310 @@ fn writes(factory: &mut InstructionInfoFactory, instruction: &Instruction, regis
         !matches!(used.access(), OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess)
             && registers.contains(&used.register().full_register())
     })
+}
+
+/// Instructions that one [`trace`] looks at, on all paths together.
+const MAX_STEPS: usize = 20_000;
+/// Times that one instruction is passed: paths that meet, and loops.
+const MAX_VISITS: u8 = 6;
+/// Words of the stack frame that are kept track of.
+const MAX_SLOTS: usize = 64;
+
+/// What a register or a word of the stack is known to hold, in terms of the function's arguments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Value {
+    #[default]
+    Unknown,
+    Constant(u64),
+    /// An address in the frame, relative to the stack pointer at the function's start.
+    Stack(i64),
+    /// Pointer arithmetic: argument `argument`, or the pointer that lies at `base` bytes of where that points, plus `offset`.
+    Address {
+        argument: u8,
+        base: Option<u16>,
+        offset: i64,
+    },
+    /// What was read there, shifted right by `shift`; `mask` has the bits that are left of it, where they were.
+    Data {
+        argument: u8,
+        base: Option<u16>,
+        offset: i64,
+        mask: u64,
+        shift: u8,
+    },
+}
+
+impl Value {
+    /// An argument as it was passed, by its number from 0.
+    pub const fn argument(argument: u8) -> Self {
+        Self::Address { argument, base: None, offset: 0 }
+    }
+
+    fn plus(self, distance: i64) -> Self {
+        match self {
+            Self::Constant(value) => Self::Constant(value.wrapping_add_signed(distance)),
+            Self::Stack(offset) => Self::Stack(offset.wrapping_add(distance)),
+            Self::Address { argument, base, offset } => {
+                Self::Address { argument, base, offset: offset.wrapping_add(distance) }
+            }
+            Self::Unknown | Self::Data { .. } => Self::Unknown,
+        }
+    }
+}
+
+/// What the registers hold before an instruction.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// 16 of general purpose, 32 vectors.
+    registers: [Value; 48],
+    slots: Vec<(i64, Value)>,
+}
+
+impl State {
+    fn at_start() -> Self {
+        let mut state = Self { registers: [Value::Unknown; 48], slots: Vec::new() };
+        for (number, register) in (0..).zip(ARGUMENTS) {
+            state.set(register, Value::argument(number));
+        }
+        state.set(Register::RSP, Value::Stack(0));
+        state
+    }
+
+    /// Of a register, whichever part of it is named.
+    pub fn get(&self, register: Register) -> Value {
+        register_index(register).and_then(|index| self.registers.get(index)).copied().unwrap_or_default()
+    }
+
+    fn set(&mut self, register: Register, value: Value) {
+        if let Some(kept) = register_index(register).and_then(|index| self.registers.get_mut(index)) {
+            *kept = value;
+        }
+    }
+
+    /// The address that a memory operand names.
+    pub fn place(&self, instruction: &Instruction) -> Value {
+        if instruction.is_ip_rel_memory_operand() {
+            return Value::Constant(instruction.ip_rel_memory_address());
+        }
+        if instruction.memory_index() != Register::None || instruction.has_segment_prefix() {
+            return Value::Unknown;
+        }
+        self.get(instruction.memory_base()).plus(instruction.memory_displacement64() as i64)
+    }
+
+    fn load(&self, place: Value, size: usize) -> Value {
+        match place {
+            Value::Stack(offset) => {
+                self.slots.iter().find(|slot| slot.0 == offset).map_or(Value::Unknown, |slot| slot.1)
+            }
+            Value::Address { argument, base: None, offset } if size == 8 => u16::try_from(offset)
+                .map_or(Value::Unknown, |base| Value::Address { argument, base: Some(base), offset: 0 }),
+            Value::Address { argument, base, offset } => {
+                let mask = if size < 8 { (1 << (8 * size)) - 1 } else { u64::MAX };
+                Value::Data { argument, base, offset, mask, shift: 0 }
+            }
+            Value::Unknown | Value::Constant(_) | Value::Data { .. } => Value::Unknown,
+        }
+    }
+
+    fn store(&mut self, place: Value, size: usize, value: Value) {
+        let Value::Stack(offset) = place else { return };
+        let overlaps = |slot: &(i64, Value)| slot.0.abs_diff(offset) < 8.max(size as u64);
+        self.slots.retain(|slot| !overlaps(slot));
+        if self.slots.len() < MAX_SLOTS {
+            self.slots.push((offset, value));
+        }
+    }
+}
+
+fn register_index(register: Register) -> Option<usize> {
+    let full = register.full_register();
+    if full.is_gpr64() {
+        Some(full.number())
+    } else if full.is_vector_register() {
+        16usize.checked_add(full.number())
+    } else {
+        None
+    }
+}
+
+/// Follows all paths through a function from its start and shows each instruction with what the registers hold before it. Both ways of each branch are taken, whether they can be or not; a call gives back the registers that the
+/// calling convention keeps. Bounded: what is shown happens on a path, but not every path may be shown.
+pub fn trace(code: &Code<'_>, show: &mut dyn FnMut(&Instruction, &State)) {
+    let mut factory = InstructionInfoFactory::new();
+    let mut visits: HashMap<u64, u8> = HashMap::new();
+    let mut ways = vec![(code.address, State::at_start())];
+    let mut steps = 0;
+    while let Some((mut address, mut state)) = ways.pop() {
+        while let Some(instruction) = code.at(address) {
+            let visited = visits.entry(address).or_default();
+            if *visited >= MAX_VISITS || steps >= MAX_STEPS {
+                break;
+            }
+            *visited += 1;
+            steps += 1;
+            show(instruction, &state);
+            address = instruction.next_ip();
+            match instruction.flow_control() {
+                FlowControl::Next => step(&mut factory, instruction, &mut state),
+                FlowControl::UnconditionalBranch => address = instruction.near_branch_target(),
+                FlowControl::ConditionalBranch => ways.push((instruction.near_branch_target(), state.clone())),
+                FlowControl::Call | FlowControl::IndirectCall => after_call(&mut state),
+                _ => break,
+            }
+        }
+    }
+}
+
+/// A call gives back the registers that the calling convention keeps.
+fn after_call(state: &mut State) {
+    let kept =
+        [Register::RBX, Register::RSP, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
+    let values = kept.map(|register| state.get(register));
+    state.registers = [Value::Unknown; 48];
+    for (register, value) in kept.into_iter().zip(values) {
+        state.set(register, value);
+    }
+}
+
+fn step(factory: &mut InstructionInfoFactory, instruction: &Instruction, state: &mut State) {
+    let (first, second) = (instruction.op0_kind(), instruction.op1_kind());
+    let target = instruction.op0_register();
+    match instruction.mnemonic() {
+        Mnemonic::Mov
+        | Mnemonic::Movzx
+        | Mnemonic::Movsx
+        | Mnemonic::Movsxd
+        | Mnemonic::Movups
+        | Mnemonic::Movaps
+        | Mnemonic::Movupd
+        | Mnemonic::Movapd
+        | Mnemonic::Movdqu
+        | Mnemonic::Movdqa
+        | Mnemonic::Vmovups
+        | Mnemonic::Vmovaps
+        | Mnemonic::Vmovdqu
+        | Mnemonic::Vmovdqa => {
+            let value = match second {
+                OpKind::Register => state.get(instruction.op1_register()),
+                OpKind::Memory => state.load(state.place(instruction), instruction.memory_size().size()),
+                _ => instruction.try_immediate(1).map_or(Value::Unknown, Value::Constant),
+            };
+            if first == OpKind::Memory {
+                state.store(state.place(instruction), instruction.memory_size().size(), value);
+            } else if target.size() < 4 {
+                // The rest of the register is not known.
+                state.set(target, Value::Unknown);
+            } else {
+                state.set(target, value);
+            }
+        }
+        Mnemonic::Lea => state.set(target, state.place(instruction)),
+        Mnemonic::Xor
+            if first == OpKind::Register && second == OpKind::Register && target == instruction.op1_register() =>
+        {
+            state.set(target, Value::Constant(0));
+        }
+        Mnemonic::Add | Mnemonic::Sub | Mnemonic::And | Mnemonic::Shr if first == OpKind::Register => {
+            let value = instruction.try_immediate(1).map_or(Value::Unknown, |immediate| {
+                arithmetic(instruction.mnemonic(), state.get(target), immediate, target.size())
+            });
+            state.set(target, value);
+        }
+        Mnemonic::Push => {
+            let value = if first == OpKind::Register { state.get(target) } else { Value::Unknown };
+            let top = state.get(Register::RSP).plus(-8);
+            state.set(Register::RSP, top);
+            state.store(top, 8, value);
+        }
+        Mnemonic::Pop if first == OpKind::Register => pop(state, target),
+        Mnemonic::Leave => {
+            let frame = state.get(Register::RBP);
+            state.set(Register::RSP, frame);
+            pop(state, Register::RBP);
+        }
+        Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Nop | Mnemonic::Endbr64 => {}
+        _ => {
+            let written: Vec<Register> = factory
+                .info(instruction)
+                .used_registers()
+                .iter()
+                .filter(|used| !matches!(used.access(), OpAccess::None | OpAccess::Read | OpAccess::CondRead))
+                .map(iced_x86::UsedRegister::register)
+                .collect();
+            for register in written {
+                state.set(register, Value::Unknown);
+            }
+            if (0..instruction.op_count()).any(|operand| instruction.op_kind(operand) == OpKind::Memory) {
+                let place = state.place(instruction);
+                state.store(place, instruction.memory_size().size(), Value::Unknown);
+            }
+        }
+    }
+}
+
+fn pop(state: &mut State, target: Register) {
+    let top = state.get(Register::RSP);
+    let value = state.load(top, 8);
+    state.set(Register::RSP, top.plus(8));
+    state.set(target, value);
+}
+
+/// Of a register of `size` bytes and an immediate operand.
+fn arithmetic(mnemonic: Mnemonic, value: Value, immediate: u64, size: usize) -> Value {
+    match (mnemonic, value) {
+        (Mnemonic::Add, Value::Data { .. }) | (Mnemonic::Sub, Value::Data { .. }) => Value::Unknown,
+        (Mnemonic::Add, _) if size == 8 => value.plus(immediate as i64),
+        (Mnemonic::Sub, _) if size == 8 => value.plus((immediate as i64).wrapping_neg()),
+        // What is above a part of a register stays; all that is kept track of must be in that part.
+        (_, Value::Data { mask, shift, .. }) if size < 4 && mask.checked_shr(u32::from(shift)).unwrap_or(0) > 0xff => {
+            Value::Unknown
+        }
+        (Mnemonic::And, Value::Data { argument, base, offset, mask, shift }) => {
+            let mask = mask & immediate.checked_shl(u32::from(shift)).unwrap_or(0);
+            Value::Data { argument, base, offset, mask, shift }
+        }
+        (Mnemonic::Shr, Value::Data { argument, base, offset, mask, shift }) if immediate < 64 => {
+            let shift = shift.saturating_add(immediate as u8).min(64);
+            let gone = 1u64.checked_shl(u32::from(shift)).map_or(u64::MAX, |bit| bit - 1);
+            Value::Data { argument, base, offset, mask: mask & !gone, shift }
+        }
+        _ => Value::Unknown,
+    }
+}
+
+/// Calls and tail calls of a function that are looked at.
+const MAX_CALLEES: usize = 1024;
+
+/// A direct call, or a direct jump out of the function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Callee {
+    pub target: u64,
+    /// What the registers of the arguments hold.
+    pub arguments: [Value; 6],
+}
+
+/// What a function calls directly and what it passes, once for each path that differs.
+pub fn callees(code: &Code<'_>) -> Vec<Callee> {
+    let mut callees = Vec::new();
+    trace(code, &mut |instruction, state| {
+        let target = instruction.near_branch_target();
+        let leaves = instruction.is_jmp_short_or_near() && code.at(target).is_none();
+        if !instruction.is_call_near() && !leaves {
+            return;
+        }
+        let callee = Callee { target, arguments: ARGUMENTS.map(|register| state.get(register)) };
+        if callees.len() < MAX_CALLEES && !callees.contains(&callee) {
+            callees.push(callee);
+        }
+    });
+    callees
+}
+
+/// The name of the function that a stub of procedure linkage leads to.
+pub fn imported<'a, R: ReadRef<'a>>(image: &Image<'a, R>, address: u64) -> Option<&'a [u8]> {
+    let stub = Code::prefix(address, image.bytes(address, 16)?);
+    let jump = stub.instructions().iter().find(|instruction| instruction.mnemonic() != Mnemonic::Endbr64)?;
+    let is_stub = jump.mnemonic() == Mnemonic::Jmp && jump.is_ip_rel_memory_operand();
+    is_stub.then(|| image.imported(jump.ip_rel_memory_address()))?
 }
