@@ -19,8 +19,8 @@ const MAX_READ: u64 = 256 << 20;
 const MAX_CHAIN: u64 = 1024;
 /// Places in the string table that end in the name looked for: linkers share tails, so there may be a few.
 const MAX_PLACES: usize = 64;
-/// Of each table of relocations, of which a large program has hundreds of thousands.
-const MAX_RELOCATIONS: u64 = 1 << 20;
+/// Of each table of relocations.
+const MAX_RELOCATIONS: u64 = 1 << 18;
 /// Bytes of the name of an imported function.
 const MAX_NAME: u64 = 256;
 /// Bytes of one note segment.

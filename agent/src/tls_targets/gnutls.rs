@@ -44,11 +44,11 @@ fn probes<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Result<Vec<Probe>, String
     if second.is_some() {
         probes.extend(call("gnutls_record_send2", direction::SEND)?);
     }
-    let is_second = |branch: x86::Branch| {
-        second.is_some_and(|second| second.address == branch.target)
-            || x86::imported(image, branch.target) == Some(b"gnutls_record_send2")
+    let is_second = |callee: &x86::Callee| {
+        second.is_some_and(|second| callee.to == x86::To::Function(second.address))
+            || x86::imported(image, callee.to) == Some(b"gnutls_record_send2")
     };
-    if !code("gnutls_record_send").is_some_and(|code| code.direct_calls().chain(code.jumps()).any(is_second)) {
+    if !code("gnutls_record_send").is_some_and(|code| x86::callees(&code).iter().any(is_second)) {
         probes.extend(call("gnutls_record_send", direction::SEND)?);
     }
     Ok(probes)

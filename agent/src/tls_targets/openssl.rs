@@ -11,7 +11,7 @@ use object::ReadRef;
 use super::{
     Effort, Found, Probe, Stack, Target, Unreadable, call_probes,
     elf::Image,
-    x86::{self, Code, State, Value},
+    x86::{self, Code, State, To, Value},
 };
 
 /// Functions that BoringSSL and its descendants have and OpenSSL has not; any of them tells.
@@ -108,9 +108,9 @@ fn exported<'a, R: ReadRef<'a>>(image: &Image<'a, R>, half: &Half) -> Result<Vec
 
 /// GnuTLS has a library that offers a few functions of OpenSSL; its own functions are probed.
 fn is_gnutls<'a, R: ReadRef<'a>>(image: &Image<'a, R>, read: &Code<'a>) -> bool {
-    read.direct_calls()
-        .chain(read.jumps())
-        .filter_map(|branch| x86::imported(image, branch.target))
+    x86::callees(read)
+        .into_iter()
+        .filter_map(|callee| x86::imported(image, callee.to))
         .any(|name| name.starts_with(b"gnutls_"))
 }
 
@@ -121,8 +121,8 @@ fn half<'a, R: ReadRef<'a>>(image: &Image<'a, R>, half: &Half, all: &[Exported<'
     let is_forwarded = |callee: &x86::Callee| {
         passes(callee, 2)
             && all.iter().any(|other| {
-                callee.target == other.code.address()
-                    || x86::imported(image, callee.target) == Some(other.name.as_bytes())
+                callee.to == To::Function(other.code.address())
+                    || x86::imported(image, callee.to) == Some(other.name.as_bytes())
             })
     };
     let kept: Vec<(&Exported<'a>, &Vec<x86::Callee>)> =
@@ -158,33 +158,34 @@ fn passes(callee: &x86::Callee, count: u8) -> bool {
 
 /// The one function that each of the exported ones calls with object, buffer and length in their places, and its form: by
 /// where they pass the pointer that the number of bytes is written through, of a variable or their own argument. (Where a
-/// check failed, functions that note the error are called with most registers untouched, too.)
+/// check failed, functions that note the error are called with most registers untouched, too.) None where the compiler put
+/// its body into one of them, which is then seen to call the protocol's method: what else they all call is for QUIC.
 fn internal(exported: &[(&Exported<'_>, &Vec<x86::Callee>)]) -> Option<(u64, u8)> {
-    if exported.len() < 2 {
+    if exported.len() < 2 || exported.iter().any(|(exported, _)| exported.code.has_indirect_calls()) {
         return None;
     }
-    let mut common: Option<Vec<(u64, usize)>> = None;
+    let mut common: Option<Vec<(To, usize)>> = None;
     for (exported, callees) in exported {
         let is_moved = |value: &Value| match exported.moved {
             Some(moved) => *value == Value::argument(moved),
             None => matches!(value, Value::Stack(_)),
         };
-        let calls: Vec<(u64, usize)> = callees
+        let calls: Vec<(To, usize)> = callees
             .iter()
             .filter(|callee| passes(callee, 3))
-            .filter_map(|callee| Some((callee.target, callee.arguments.iter().skip(3).position(is_moved)?)))
+            .filter_map(|callee| Some((callee.to, callee.arguments.iter().skip(3).position(is_moved)?)))
             .collect();
         common = Some(match common {
             None => calls,
             Some(common) => common.into_iter().filter(|call| calls.contains(call)).collect(),
         });
     }
-    let mut common = common?;
-    common.sort_unstable();
-    common.dedup();
-    match common.as_slice() {
-        [(target, 0)] => Some((*target, form::OUT4)),
-        [(target, 1)] => Some((*target, form::OUT5)),
+    let common = common?;
+    let (To::Function(target), place) = *common.first()? else { return None };
+    let is_only = common.iter().all(|call| *call == (To::Function(target), place));
+    match place {
+        0 if is_only => Some((target, form::OUT4)),
+        1 if is_only => Some((target, form::OUT5)),
         _ => None,
     }
 }

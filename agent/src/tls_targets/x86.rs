@@ -176,6 +176,14 @@ impl<'a> Code<'a> {
             .map(branch)
     }
 
+    /// Does it call or jump to what an object says? (Not what the dynamic linker wrote.)
+    pub fn has_indirect_calls(&self) -> bool {
+        let is_indirect = |flow| matches!(flow, FlowControl::IndirectCall | FlowControl::IndirectBranch);
+        self.instructions
+            .iter()
+            .any(|instruction| is_indirect(instruction.flow_control()) && slot(instruction).is_none())
+    }
+
     /// The `ret` instructions, in order.
     pub fn returns(&self) -> impl Iterator<Item = u64> {
         self.instructions
@@ -200,6 +208,8 @@ fn writes(factory: &mut InstructionInfoFactory, instruction: &Instruction, regis
 const MAX_STEPS: usize = 20_000;
 /// Times that one instruction is passed: paths that meet, and loops.
 const MAX_VISITS: u8 = 6;
+/// Paths that wait to be followed.
+const MAX_WAYS: usize = 256;
 /// Words of the stack frame that are kept track of.
 const MAX_SLOTS: usize = 64;
 
@@ -341,7 +351,10 @@ pub fn trace(code: &Code<'_>, show: &mut dyn FnMut(&Instruction, &State)) {
             match instruction.flow_control() {
                 FlowControl::Next => step(&mut factory, instruction, &mut state),
                 FlowControl::UnconditionalBranch => address = instruction.near_branch_target(),
-                FlowControl::ConditionalBranch => ways.push((instruction.near_branch_target(), state.clone())),
+                FlowControl::ConditionalBranch if ways.len() < MAX_WAYS => {
+                    ways.push((instruction.near_branch_target(), state.clone()));
+                }
+                FlowControl::ConditionalBranch => {}
                 FlowControl::Call | FlowControl::IndirectCall => after_call(&mut state),
                 _ => break,
             }
@@ -467,26 +480,31 @@ fn arithmetic(mnemonic: Mnemonic, value: Value, immediate: u64, size: usize) -> 
 }
 
 /// Calls and tail calls of a function that are looked at.
-const MAX_CALLEES: usize = 1024;
+const MAX_CALLEES: usize = 256;
 
-/// A direct call, or a direct jump out of the function.
+/// Where a call leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// To this address.
+    Function(u64),
+    /// To what the dynamic linker wrote at this address.
+    Slot(u64),
+}
+
+/// A call, or a jump out of the function, to what the file says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Callee {
-    pub target: u64,
+    pub to: To,
     /// What the registers of the arguments hold.
     pub arguments: [Value; 6],
 }
 
-/// What a function calls directly and what it passes, once for each path that differs.
+/// What a function calls and what it passes, once for each path that differs.
 pub fn callees(code: &Code<'_>) -> Vec<Callee> {
     let mut callees = Vec::new();
     trace(code, &mut |instruction, state| {
-        let target = instruction.near_branch_target();
-        let leaves = instruction.is_jmp_short_or_near() && code.at(target).is_none();
-        if !instruction.is_call_near() && !leaves {
-            return;
-        }
-        let callee = Callee { target, arguments: ARGUMENTS.map(|register| state.get(register)) };
+        let Some(to) = leads_to(code, instruction) else { return };
+        let callee = Callee { to, arguments: ARGUMENTS.map(|register| state.get(register)) };
         if callees.len() < MAX_CALLEES && !callees.contains(&callee) {
             callees.push(callee);
         }
@@ -494,10 +512,33 @@ pub fn callees(code: &Code<'_>) -> Vec<Callee> {
     callees
 }
 
-/// The name of the function that a stub of procedure linkage leads to.
-pub fn imported<'a, R: ReadRef<'a>>(image: &Image<'a, R>, address: u64) -> Option<&'a [u8]> {
-    let stub = Code::prefix(address, image.bytes(address, 16)?);
-    let jump = stub.instructions().iter().find(|instruction| instruction.mnemonic() != Mnemonic::Endbr64)?;
-    let is_stub = jump.mnemonic() == Mnemonic::Jmp && jump.is_ip_rel_memory_operand();
-    is_stub.then(|| image.imported(jump.ip_rel_memory_address()))?
+fn leads_to(code: &Code<'_>, instruction: &Instruction) -> Option<To> {
+    let target = instruction.near_branch_target();
+    match instruction.flow_control() {
+        FlowControl::Call if instruction.is_call_near() => Some(To::Function(target)),
+        FlowControl::UnconditionalBranch if code.at(target).is_none() => Some(To::Function(target)),
+        FlowControl::IndirectCall | FlowControl::IndirectBranch => slot(instruction).map(To::Slot),
+        _ => None,
+    }
+}
+
+/// The place beside the code that an indirect call or jump reads its target from.
+fn slot(instruction: &Instruction) -> Option<u64> {
+    instruction.is_ip_rel_memory_operand().then(|| instruction.ip_rel_memory_address())
+}
+
+/// The name of an imported function that a call leads to, directly or through a stub of procedure linkage.
+pub fn imported<'a, R: ReadRef<'a>>(image: &Image<'a, R>, to: To) -> Option<&'a [u8]> {
+    let at = match to {
+        To::Slot(at) => at,
+        To::Function(address) => {
+            let stub = Code::prefix(address, image.bytes(address, 16)?);
+            let jump = stub.instructions().iter().find(|instruction| instruction.mnemonic() != Mnemonic::Endbr64)?;
+            if jump.mnemonic() != Mnemonic::Jmp {
+                return None;
+            }
+            slot(jump)?
+        }
+    };
+    image.imported(at)
 }
