@@ -8,12 +8,21 @@ pub struct Config {
     pub budget: u32,
     /// Bytes copied per message while a connection pipelines.
     pub budget_burst: u32,
-    /// Non-zero: meet no connection; those followed already go on. Set until all programs are attached.
+    /// One of [`paused`].
     pub paused: u32,
     /// Non-zero: the filter maps are in use.
     pub filters: u32,
 }
 const _: () = assert!(size_of::<Config>() == 16);
+
+/// [`Config::paused`] values.
+pub mod paused {
+    pub const NO: u32 = 0;
+    /// Meet no connection; those followed already go on. Set until all programs are attached.
+    pub const MEET_NONE: u32 = 1;
+    /// Report nothing of TLS libraries, whose probes take a while to detach.
+    pub const STOP: u32 = 2;
+}
 
 impl Default for Config {
     fn default() -> Self {

@@ -53,10 +53,24 @@ impl Layout {
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Layout {}
 
+/// What a library's probes share.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watched {
+    pub layout: Layout,
+    /// `CLOCK_MONOTONIC` when all its probes were attached; connections older than this were met late.
+    pub since_ns: u64,
+}
+const _: () = assert!(size_of::<Watched>() == 16);
+
+// SAFETY: `repr(C)` without implicit padding, every bit pattern valid.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Watched {}
+
 /// What an attachment tells its program (`bpf_get_attach_cookie`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie {
-    /// Index of the [`Layout`] in the map of layouts.
+    /// Index of the [`Watched`] in the map of libraries.
     pub layout: u16,
     /// One of [`form`].
     pub form: u8,

@@ -4,7 +4,7 @@ use agent_common::config::Config;
 use agent_common::counters::Counter;
 use agent_common::event::{Data, Open};
 use agent_common::limits::{LAYOUTS, RECORD_PAYLOAD_MAX, RING_BYTES, TLS_SLOTS, UNIX_PATH_MAX};
-use agent_common::tls::Layout;
+use agent_common::tls::Watched;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
@@ -83,17 +83,9 @@ pub(crate) static THREADS: LruHashMap<u64, Thread> = LruHashMap::with_max_entrie
 #[map]
 pub(crate) static GOROUTINES: LruHashMap<StreamKey, Call> = LruHashMap::with_max_entries(16_384, 0);
 
-/// Layouts of TLS objects, by the index in the attachment's cookie. Written by the agent before it attaches.
+/// Watched libraries, by the index in the attachment's cookie. Written by the agent before it attaches.
 #[map]
-pub(crate) static LAYOUTS_BY_INDEX: Array<Attached> = Array::with_max_entries(LAYOUTS, 0);
-
-/// A layout, and since when its library is watched.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Attached {
-    pub(crate) layout: Layout,
-    pub(crate) since_ns: u64,
-}
+pub(crate) static LIBRARIES: Array<Watched> = Array::with_max_entries(LAYOUTS, 0);
 
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -3,6 +3,7 @@
 //! A source (socket hook, descriptor walk, TLS library) finds the connection's state and says where the bytes are; everything else, from classification to the budget, is here and only here.
 
 use agent_common::classify::{Start, classify, classify_word, is_extension_method};
+use agent_common::config::paused;
 use agent_common::counters::Counter;
 use agent_common::event::{Close, Data, Header, Open, data_flags, direction, kind, open_flags, protocol};
 use agent_common::limits::{
@@ -73,7 +74,7 @@ impl Moved {
 /// No connection is to be met now.
 #[inline(always)]
 pub(crate) fn is_paused() -> bool {
-    CONFIG.get(0).is_none_or(|config| config.paused != 0)
+    CONFIG.get(0).is_none_or(|config| config.paused != paused::NO)
 }
 
 /// Ends of the connection are of interest.
@@ -267,7 +268,7 @@ fn is_excluded<S: Socket>(socket: S, state: &mut ConnState, slot: u32) -> bool {
     }
     if !excluded && let Some(config) = CONFIG.get(0) {
         let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        excluded = config.paused != 0 || (config.filters != 0 && MUTED.get_ptr(&tgid).is_some());
+        excluded = config.paused != paused::NO || (config.filters != 0 && MUTED.get_ptr(&tgid).is_some());
     }
     if excluded {
         state.verdict = verdict::SETTLED;

@@ -8,6 +8,7 @@ use core::arch::asm;
 use core::mem::zeroed;
 
 use agent_common::classify::{is_tls_application_data, is_tls_expansion};
+use agent_common::config::paused;
 use agent_common::counters::Counter;
 use agent_common::event::{Open, association, direction};
 use agent_common::limits::{HANDSHAKE_BUDGET, TLS_SLOTS, VOTES};
@@ -20,7 +21,7 @@ use crate::copy::{self, user};
 use crate::emit::count;
 use crate::kernel::{self, probe};
 use crate::maps::{
-    ConnState, HELLOS, Hello, LAYOUTS_BY_INDEX, OpenScratch, SCRATCH, Scratch, StreamKey, THREADS, TLS_SOCKETS,
+    CONFIG, ConnState, HELLOS, Hello, LIBRARIES, OpenScratch, SCRATCH, Scratch, StreamKey, THREADS, TLS_SOCKETS,
     TLS_STREAMS, Thread, TlsSocket, TlsState, WALKED_SOCKETS, WalkedKey, forget, slot,
 };
 use crate::socket::{Socket, of_descriptor};
@@ -350,6 +351,9 @@ pub(crate) fn report(moved: &Yield, source: Source) {
     if moved.object == 0 || moved.len == 0 || moved.len > i32::MAX as u64 {
         return;
     }
+    if CONFIG.get(0).is_none_or(|config| config.paused == paused::STOP) {
+        return;
+    }
     let Some(slot) = claim() else {
         count(slot::EVENT, Counter::TlsBusy, 1);
         return;
@@ -362,7 +366,7 @@ pub(crate) fn report(moved: &Yield, source: Source) {
 fn yielded(moved: &Yield, source: Source, slot: u32) {
     count(slot, Counter::TlsCalls, 1);
     let key = StreamKey { object: moved.object, tgid: bpf_get_current_pid_tgid() >> 32 };
-    let Some(attached) = LAYOUTS_BY_INDEX.get(u32::from(moved.cookie.layout)) else { return };
+    let Some(attached) = LIBRARIES.get(u32::from(moved.cookie.layout)) else { return };
     let found = match TLS_STREAMS.get_ptr_mut(&key) {
         Some(found) => found,
         None => {

@@ -1,12 +1,16 @@
 //! The first half of the core: kernel events and time in, exchanges out. Pure and synchronous; never panics on any
 //! input; every table is bounded, and what does not fit is counted.
 
+mod tls;
+
 use std::sync::Arc;
 
 use hashlink::LruCache;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
-use crate::conn::{Conn, OpenExchange, Stream, Table};
+pub use self::tls::TlsUse;
+use self::tls::{Uses, held_too_long, release};
+use crate::conn::{Conn, Layer, OpenExchange, Stream, Table};
 use crate::event::{Close, Comm, Data, Exec, FirstBytes, KernelEvent, Open};
 use crate::model::{
     ConnId, Connection, Direction, Exchange, Incomplete, ProcessRef, Role, SocketAddress, Timestamp, Transport,
@@ -83,9 +87,14 @@ pub struct Counts {
     pub exchanges_evicted: u64,
     /// Connections whose bytes were not HTTP after all.
     pub not_http: u64,
-    /// Connections that speak HTTP/2 or TLS, which this version cannot read: blind spots.
+    /// Connections that speak HTTP/2, which this version cannot read: a blind spot.
     pub blind_http2: u64,
-    pub blind_tls: u64,
+    /// Sockets that carry TLS.
+    pub tls_sockets: u64,
+    /// Of these, the ones that ended without a TLS library having yielded their plaintext.
+    pub tls_unread: u64,
+    /// Exchanges whose socket was not found in time.
+    pub peer_unknown: u64,
     /// Exchanges put out by how they were linked.
     pub linked_header: u64,
     pub linked_connection: u64,
@@ -96,13 +105,14 @@ pub struct Counts {
     pub tracer_evicted: u64,
 }
 
-/// How a connection was met.
-#[derive(Clone, Copy, Debug)]
-struct Met {
-    /// Its description was lost.
-    orphan: bool,
-    /// Bytes had moved before: a response may answer a request that nobody saw.
-    joined: bool,
+impl Counts {
+    fn note(&mut self, reason: Incomplete) {
+        if let Some(at) = Incomplete::ALL.iter().position(|known| *known == reason)
+            && let Some(count) = self.incomplete.get_mut(at)
+        {
+            *count += 1;
+        }
+    }
 }
 
 /// The core.
@@ -112,6 +122,7 @@ pub struct Capture {
     tracer: Tracer,
     announced: LruCache<ProcessRef, (), FxBuildHasher>,
     comms: FxHashMap<Comm, Arc<str>>,
+    uses: Uses,
     counts: Counts,
     /// Kept to save its allocation.
     events: Vec<Event>,
@@ -126,6 +137,7 @@ impl Capture {
             tracer: Tracer::new(settings.seed),
             announced: LruCache::with_hasher(ANNOUNCED, FxBuildHasher),
             comms: FxHashMap::default(),
+            uses: Uses::default(),
             counts: Counts::default(),
             events: Vec::new(),
             memory: 0,
@@ -144,6 +156,11 @@ impl Capture {
     /// Bytes held, about, as of the last tick.
     pub const fn memory(&self) -> usize {
         self.memory
+    }
+
+    /// Processes that use TLS, and whether their plaintext is read.
+    pub fn tls_uses(&self) -> Vec<TlsUse> {
+        self.uses.all()
     }
 
     /// Take one record.
@@ -166,6 +183,9 @@ impl Capture {
             }
             if !events.is_empty() {
                 settle(conn, None, tracer, counts, events, out);
+            }
+            if held_too_long(conn, now) {
+                release(conn, counts, out);
             }
             memory += conn.memory();
         }
@@ -195,7 +215,7 @@ impl Capture {
     pub fn forget(&mut self, id: ConnId) {
         self.events.clear();
         if let Some(conn) = self.table.remove(id) {
-            self.counts.exchanges_evicted += conn.open.len() as u64;
+            self.counts.exchanges_evicted += (conn.open.len() + conn.held()) as u64;
             for open in &conn.open {
                 end_open(&mut self.tracer, open);
             }
@@ -209,19 +229,23 @@ impl Capture {
 
     fn on_open(&mut self, open: Open, out: &mut Vec<Output>) {
         let comm = self.comm(open.comm);
+        if !open.backend.is_socket() {
+            self.on_stream(&open, comm, out);
+            return;
+        }
         match open.protocol {
-            FirstBytes::Http1 | FirstBytes::Unknown => {}
+            FirstBytes::Http1 | FirstBytes::Unknown | FirstBytes::Tls => {}
             FirstBytes::Http2 => {
                 self.counts.blind_http2 += 1;
-                return;
-            }
-            FirstBytes::Tls => {
-                self.counts.blind_tls += 1;
                 return;
             }
             FirstBytes::Other => return,
         }
         self.announce(open.process, &comm, open.cgroup, None, out);
+        if open.protocol == FirstBytes::Tls {
+            self.on_tls_socket(open, comm, out);
+            return;
+        }
         let info = Arc::new(Connection {
             id: open.conn,
             transport: open.transport,
@@ -237,7 +261,8 @@ impl Capture {
             first_seen: open.time,
         });
         if self.table.describe(open.conn, &info).is_none() {
-            self.insert(info, Met { orphan: false, joined: open.joined }, out);
+            let parser = protocol::start(Wire::Http1, open.joined, self.settings.limits);
+            self.insert(info, Some(parser), Layer::Plain, false, out);
         }
     }
 
@@ -250,7 +275,7 @@ impl Capture {
                 local: SocketAddress::Unknown,
                 remote: SocketAddress::Unknown,
                 backend: data.backend,
-                tls: None,
+                tls: (!data.backend.is_socket()).then(Arc::default),
                 process: ProcessRef { pid: data.pid, start_ns: 0 },
                 comm: self.comm(Comm::default()),
                 cgroup: 0,
@@ -258,7 +283,12 @@ impl Capture {
                 netns: 0,
                 first_seen: data.time,
             });
-            self.insert(info, Met { orphan: true, joined: true }, out);
+            let parser = protocol::start(Wire::Http1, true, self.settings.limits);
+            let layer = if data.backend.is_socket() { Layer::Plain } else { Layer::stream(None, data.time) };
+            self.insert(info, Some(parser), layer, true, out);
+        }
+        if self.on_handshake(data) {
+            return;
         }
         let Self { table, tracer, counts, events, .. } = self;
         let Some(conn) = table.touch(data.conn) else { return };
@@ -284,6 +314,14 @@ impl Capture {
     }
 
     fn on_close(&mut self, close: &Close, out: &mut Vec<Output>) {
+        if let Some(stream) = self.on_tls_close(close) {
+            self.end(&Close { conn: stream, ..*close }, out);
+        }
+        self.end(close, out);
+    }
+
+    /// One or both directions of a connection ended.
+    fn end(&mut self, close: &Close, out: &mut Vec<Output>) {
         let Self { table, tracer, counts, events, .. } = self;
         let Some(conn) = table.touch(close.conn) else { return };
         conn.last = close.time;
@@ -303,6 +341,7 @@ impl Capture {
         }
         settle(conn, None, tracer, counts, events, out);
         if gone {
+            release(conn, counts, out);
             self.table.remove(close.conn);
         }
     }
@@ -338,22 +377,30 @@ impl Capture {
         text
     }
 
-    fn insert(&mut self, info: Arc<Connection>, met: Met, out: &mut Vec<Output>) {
+    /// `orphan`: its description was lost.
+    fn insert(
+        &mut self,
+        info: Arc<Connection>,
+        parser: Option<Box<dyn protocol::Protocol>>,
+        layer: Layer,
+        orphan: bool,
+        out: &mut Vec<Output>,
+    ) {
         while self.table.is_full() && self.evict_oldest(out) {}
         self.counts.connections += 1;
         let (id, last) = (info.id, info.first_seen);
-        let parser = protocol::start(Wire::Http1, met.joined, self.settings.limits);
         self.table.insert(
             id,
             Conn {
                 info,
-                parser: Some(parser),
+                parser,
                 receive: Stream::default(),
                 send: Stream::default(),
                 open: Vec::new(),
                 fruitless: 0,
                 last,
-                orphan: met.orphan,
+                orphan,
+                layer,
             },
         );
     }
@@ -378,6 +425,7 @@ impl Capture {
             }
         }
         settle(&mut conn, None, &mut self.tracer, &mut self.counts, &mut self.events, out);
+        release(&mut conn, &mut self.counts, out);
         for open in &conn.open {
             end_open(&mut self.tracer, open);
         }
@@ -495,7 +543,12 @@ fn settle(
     for event in events.drain(..) {
         match event {
             Event::RequestHead(head) => on_request(conn, &head, mirror, tracer, out),
-            Event::Done(done) => out.push(Output::Exchange(Box::new(on_done(conn, *done, tracer, counts)))),
+            Event::Done(done) => {
+                let exchange = Box::new(on_done(conn, *done, tracer, counts));
+                if let Some(exchange) = conn.hold(exchange) {
+                    out.push(Output::Exchange(exchange));
+                }
+            }
         }
     }
 }
@@ -542,11 +595,8 @@ fn on_done(conn: &mut Conn, done: Done, tracer: &mut Tracer, counts: &mut Counts
     }
     counts.exchanges += 1;
     counts.without_request += u64::from(done.request.is_none());
-    if let Some(reason) = done.incomplete
-        && let Some(at) = Incomplete::ALL.iter().position(|known| *known == reason)
-        && let Some(count) = counts.incomplete.get_mut(at)
-    {
-        *count += 1;
+    if let Some(reason) = done.incomplete {
+        counts.note(reason);
     }
     Exchange {
         connection: Arc::clone(&conn.info),

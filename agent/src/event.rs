@@ -46,6 +46,25 @@ pub struct Open {
     pub comm: Comm,
     /// Bytes had moved before the first record.
     pub joined: bool,
+    /// Plaintext of a TLS object: the socket below, if it is known.
+    pub socket: Option<ConnId>,
+    pub association: Association,
+}
+
+/// How the socket below a TLS object was found, strongest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Association {
+    /// Not at all, or this is a socket.
+    #[default]
+    None,
+    /// The object holds the ClientHello.random that was seen on the socket.
+    Random,
+    /// The object names its descriptor.
+    Descriptor,
+    /// The socket was used inside a call on the object.
+    Nested,
+    /// One thread's operations on both followed each other, more than once.
+    Learned,
 }
 
 /// Bytes moved by one operation, or by one record's share of it.
@@ -190,6 +209,12 @@ impl<'a> Fields<'a> {
         match self.u8(offset_of!(raw::Header, backend))? {
             raw::backend::SOCK_TRACEPOINT => Ok(Backend::SockTracepoint),
             raw::backend::SYS_EXIT => Ok(Backend::SysExit),
+            raw::backend::OPENSSL => Ok(Backend::Openssl),
+            raw::backend::BORINGSSL => Ok(Backend::Boringssl),
+            raw::backend::GO => Ok(Backend::Go),
+            raw::backend::GNUTLS => Ok(Backend::Gnutls),
+            raw::backend::RUSTLS => Ok(Backend::Rustls),
+            raw::backend::NSS => Ok(Backend::Nss),
             _ => Err(DecodeError::Field),
         }
     }
@@ -289,6 +314,15 @@ fn decode_open(fields: Fields<'_>) -> Result<Open, DecodeError> {
         cgroup: fields.u64(offset_of!(raw::Open, cgroup))?,
         comm: Comm(fields.array(offset_of!(raw::Open, comm))?),
         joined: fields.u8(offset_of!(raw::Header, flags))? & raw::open_flags::JOINED != 0,
+        socket: Some(fields.u64(offset_of!(raw::Open, socket))?).filter(|id| *id != 0).map(ConnId),
+        association: match fields.u8(offset_of!(raw::Open, association))? {
+            raw::association::NONE => Association::None,
+            raw::association::RANDOM => Association::Random,
+            raw::association::DESCRIPTOR => Association::Descriptor,
+            raw::association::NESTED => Association::Nested,
+            raw::association::LEARNED => Association::Learned,
+            _ => return Err(DecodeError::Field),
+        },
     })
 }
 

@@ -3,11 +3,15 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use agent::{cli::Cli, commands};
+use agent::{bpf, cli::Cli, commands};
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    // Not a command: the agent starts itself so, to try on itself what could hurt others.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == bpf::canary::ARGUMENT) {
+        bpf::canary::run();
+    }
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("WEIR_LOG").unwrap_or_else(|_| EnvFilter::new("warn,agent=info"));
     tracing_subscriber::fmt()

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle as Task;
 
 use crate::admin::api::{ExporterStatus, Loss as LossStatus, Probe};
 use crate::admin::store::{Bounds, Store};
-use crate::admin::{self, AdminConfig, AdminState, Readiness, Status};
+use crate::admin::{self, api, AdminConfig, AdminState, Readiness, Status};
 use crate::assess::{Assessor, Rules};
 use crate::bpf::{self, Attached, Attachment, Plan, SocketBackend, Wanted};
 use crate::capture::{self, Capture};
@@ -25,9 +25,11 @@ use crate::export::otlp::{self, OtlpSettings, Protocol, Sampler, SignalSettings}
 use crate::export::{self, ExportHandle, Queue, console::Console, jsonl::Jsonl};
 use crate::inventory::route::{RouteLimits, TypedSegments};
 use crate::metrics::{MetricsConfig, Registry, names};
-use crate::model::ProcessRef;
+use crate::discover::{self, Discovery};
+use crate::model::{ProcessRef, SocketAddress};
 use crate::pipeline::assess::{self as assess_thread, Sinks};
 use crate::pipeline::capture as capture_thread;
+use crate::pipeline::discover as discover_thread;
 use crate::pipeline::governor::Governor;
 use crate::pipeline::losses::Snapshot;
 use crate::pipeline::{QUEUE_BATCHES, Shared};
@@ -65,6 +67,7 @@ pub struct Running {
     otlp_metrics: Option<otlp::MetricsHandle>,
     capture: JoinHandle<()>,
     assess: JoinHandle<()>,
+    discover: Option<JoinHandle<()>>,
     tasks: Vec<Task<()>>,
     stop: watch::Sender<bool>,
     reload: Arc<tokio::sync::Notify>,
@@ -99,8 +102,9 @@ impl Kernel {
         }
     }
 
-    /// Detach everything.
+    /// Detach everything, but for the probes on TLS libraries: those report nothing more.
     fn detach(&self) {
+        self.with(Attached::stop);
         self.counters();
         self.attached.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
@@ -200,7 +204,7 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
         ..agent_common::config::Config::default()
     };
     let settings = bpf::Settings { ring_bytes: config.capture.ring_buffer, config: kernel_config };
-    let (attached, ring) = bpf::attach(&features, &plan, settings)?;
+    let (mut attached, ring) = bpf::attach(&features, &plan, settings)?;
     for attachment in attached.attachments.iter().filter(|attachment| attachment.failure.is_some()) {
         tracing::warn!(
             program = attachment.program,
@@ -210,12 +214,13 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
         );
     }
     let attachments = attached.attachments.clone();
+    let shared = Arc::new(Shared::default());
+    let tls = if config.capture.tls { tls(&mut attached, &shared) } else { Err("`capture.tls` is false".to_owned()) };
     let kernel = Arc::new(Kernel {
         attached: Mutex::new(Some(attached)),
         last: Mutex::new(([0; agent_common::counters::Counter::ALL.len()], 0)),
     });
 
-    let shared = Arc::new(Shared::default());
     let metrics = Arc::new(Registry::new(
         MetricsConfig { max_series: config.limits.metric_series, ..MetricsConfig::default() },
         clock::unix_now_ns(),
@@ -251,6 +256,13 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
         spawn("capture", move || worker.run(ring))?
     };
 
+    let (sources, discover) = match tls {
+        Ok(worker) => {
+            let view = worker.discovery.view();
+            (Sources::Watched(view), Some(spawn("discover", move || worker.run())?))
+        }
+        Err(reason) => (Sources::Off(reason), None),
+    };
     let (stop, stopping) = watch::channel(false);
     let status = Arc::new(Supervisor {
         kernel: Arc::clone(&kernel),
@@ -259,6 +271,7 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
         metrics: Arc::clone(&metrics),
         attachments: attachments.clone(),
         lost: plan.lost.clone(),
+        sources,
         config: Mutex::new(config.clone()),
         started: clock::now(),
     });
@@ -290,10 +303,43 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
         otlp_metrics,
         capture,
         assess,
+        discover,
         tasks,
         stop,
         reload,
     })
+}
+
+/// What reads TLS: the programs, loaded, and everything that runs now, probed. `Err`: why TLS is not read.
+fn tls(attached: &mut Attached, shared: &Arc<Shared>) -> Result<discover_thread::Worker, String> {
+    let uprobes = attached.uprobes().map_err(|error| {
+        tracing::warn!(error = format!("{error:#}"), "TLS libraries cannot be probed");
+        format!("{error:#}")
+    })?;
+    let mut discovery = Discovery::new(uprobes, "/proc");
+    // Before the first look, so that nothing appears between the two.
+    let mappings = bpf::Mappings::open(&processors())
+        .inspect_err(|error| {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "new processes are looked for every few seconds instead: short ones are missed");
+        })
+        .ok();
+    discovery.scan_linker_cache();
+    discovery.scan();
+    Ok(discover_thread::Worker { discovery, mappings, shared: Arc::clone(shared) })
+}
+
+/// Processors that are online, by number.
+fn processors() -> Vec<usize> {
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let mut found = Vec::new();
+    for range in online.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        if let (Ok(first), Ok(last)) = (first.parse::<usize>(), last.parse::<usize>()) {
+            found.extend(first..=last);
+        }
+    }
+    found
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
@@ -357,6 +403,13 @@ async fn serve(
     Ok(page_url)
 }
 
+/// Whether and how TLS is read.
+enum Sources {
+    Watched(Arc<Mutex<discover::View>>),
+    /// Why not.
+    Off(String),
+}
+
 /// What the supervisor and the admin server share.
 struct Supervisor {
     kernel: Arc<Kernel>,
@@ -365,6 +418,7 @@ struct Supervisor {
     metrics: Arc<Registry>,
     attachments: Vec<Attachment>,
     lost: Vec<String>,
+    sources: Sources,
     config: Mutex<Config>,
     started: crate::model::Timestamp,
 }
@@ -373,6 +427,49 @@ impl Supervisor {
     fn snapshot(&self) -> Snapshot {
         let (counters, misses) = self.kernel.counters();
         Snapshot::collect(counters, misses, &self.shared, &self.exporters)
+    }
+
+    /// Libraries that are probed, and processes that use TLS with the source they are read by.
+    fn tls(&self, snapshot: &Snapshot) -> api::Tls {
+        let (view, off) = match &self.sources {
+            Sources::Watched(view) => (view.lock().unwrap_or_else(PoisonError::into_inner).clone(), None),
+            Sources::Off(reason) => (discover::View::default(), Some(reason.clone())),
+        };
+        let mut processes: Vec<api::TlsProcess> = snapshot
+            .capture
+            .tls
+            .iter()
+            .map(|used| {
+                let known = view.processes.get(&used.process).cloned().unwrap_or_default();
+                let mut reasons = known.reasons;
+                reasons.extend(off.clone());
+                api::TlsProcess {
+                    pid: used.process.pid,
+                    name: used.comm.to_string(),
+                    connections: used.sockets,
+                    connections_read: used.read,
+                    backend: used.backend.map(|backend| backend.name().to_owned()),
+                    server_name: used.server_name.as_deref().map(str::to_owned),
+                    local: address(&used.local),
+                    remote: address(&used.remote),
+                    sources: known.sources,
+                    reasons,
+                }
+            })
+            .collect();
+        processes.sort_by_key(|process| (process.connections_read > 0, process.pid));
+        api::Tls {
+            libraries: view
+                .libraries
+                .iter()
+                .map(|library| api::TlsLibrary {
+                    path: library.path.display().to_string(),
+                    backend: library.stack.to_owned(),
+                    probes: library.probes,
+                })
+                .collect(),
+            processes,
+        }
     }
 
     fn publish(&self) {
@@ -386,6 +483,8 @@ impl Supervisor {
         let config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         let degraded = self.attachments.iter().any(|attachment| attachment.failure.is_some());
         let mut blind_spots = snapshot.blind_spots();
+        let tls = self.tls(&snapshot);
+        blind_spots.extend(tls.processes.iter().filter_map(api::TlsProcess::blind_spot));
         blind_spots.extend(self.lost.iter().cloned());
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -415,6 +514,7 @@ impl Supervisor {
                 })
                 .collect(),
             blind_spots,
+            tls,
             coverage_ratio: snapshot.coverage(),
             cpu_seconds: clock::cpu_ns() as f64 / 1e9,
             memory_bytes: resident_bytes(),
@@ -430,6 +530,14 @@ impl Supervisor {
                 })
                 .collect(),
         }
+    }
+}
+
+fn address(address: &SocketAddress) -> Option<String> {
+    match address {
+        SocketAddress::Ip(ip) => Some(ip.to_string()),
+        SocketAddress::Unix(_) => Some(address.to_string()),
+        SocketAddress::Unknown => None,
     }
 }
 
@@ -622,6 +730,8 @@ impl Running {
     pub async fn stop(self) -> Snapshot {
         self.kernel.detach();
         self.shared.stop.store(true, Ordering::Release);
+        // Not waited for: the kernel detaches what is left when the process ends, and nothing is reported meanwhile.
+        drop(self.discover);
         let threads = tokio::task::spawn_blocking(move || {
             for (name, thread) in [("capture", self.capture), ("assess", self.assess)] {
                 if thread.join().is_err() {

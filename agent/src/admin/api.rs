@@ -58,12 +58,73 @@ pub struct Status {
     pub losses: Vec<Loss>,
     /// Traffic that cannot be seen, in words for the user.
     pub blind_spots: Vec<String>,
+    pub tls: Tls,
     /// Share of calls that were captured whole; `None` before the first.
     pub coverage_ratio: Option<f64>,
     pub cpu_seconds: f64,
     pub memory_bytes: u64,
     pub memory_limit_bytes: u64,
     pub exporters: Vec<ExporterStatus>,
+}
+
+/// What reads TLS, and who uses it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Tls {
+    /// Probed files.
+    pub libraries: Vec<TlsLibrary>,
+    /// Processes with TLS connections, those that are not read first.
+    pub processes: Vec<TlsProcess>,
+}
+
+/// A probed file.
+#[derive(Clone, Debug, Serialize)]
+pub struct TlsLibrary {
+    pub path: String,
+    /// `weir.capture.backend` of what it yields.
+    pub backend: String,
+    pub probes: usize,
+}
+
+/// A process with TLS connections.
+#[derive(Clone, Debug, Serialize)]
+pub struct TlsProcess {
+    pub pid: u32,
+    pub name: String,
+    pub connections: u64,
+    /// Of these, the ones whose plaintext was read. 0: a blind spot.
+    pub connections_read: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// That a client asked for last (SNI).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote: Option<String>,
+    /// Probed files that it maps.
+    pub sources: Vec<String>,
+    /// Why it is not read, or not by something else it maps.
+    pub reasons: Vec<String>,
+}
+
+impl TlsProcess {
+    /// The sentence for people, when none of its connections is read.
+    pub fn blind_spot(&self) -> Option<String> {
+        if self.connections_read > 0 {
+            return None;
+        }
+        let mut text = format!("TLS of {} (pid {}), {} connections", self.name, self.pid, self.connections);
+        if let Some(peer) = self.server_name.as_ref().or(self.remote.as_ref()) {
+            _ = write!(text, ", last with {peer}");
+        }
+        if self.reasons.is_empty() && !self.sources.is_empty() {
+            _ = write!(text, ": no plaintext yet from {}", self.sources.join(", "));
+        } else if !self.reasons.is_empty() {
+            _ = write!(text, ": {}", self.reasons.join("; "));
+        }
+        Some(text)
+    }
 }
 
 /// Whether the agent does what it was asked to do.

@@ -4,18 +4,22 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use agent_common::config::Config;
+use agent_common::config::{Config, paused};
 use agent_common::counters::Counter;
+use agent_common::tls::Watched;
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
 
 use super::features::Features;
 use super::object::object;
-use super::plan::{Plan, Program};
+use super::plan::{Plan, Program, SocketBackend};
 use super::ring::Ring;
+use super::uprobes::Uprobes;
 
 /// What became of one program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,12 +33,16 @@ pub struct Attachment {
 
 /// Programs at work; dropping it detaches them.
 pub struct Attached {
-    /// Owns the programs and their links.
-    ebpf: Ebpf,
+    /// Dropped first: nothing more is reported.
+    links: Vec<BtfTracePointLink>,
+    /// Owns the programs; those on TLS libraries are attached by another thread.
+    ebpf: Arc<Mutex<Ebpf>>,
     pub attachments: Vec<Attachment>,
     config: Array<MapData, Config>,
     counters: PerCpuArray<MapData, [u64; Counter::ALL.len()]>,
     muted: HashMap<MapData, u32, u8>,
+    /// Until taken.
+    libraries: Option<Array<MapData, Watched>>,
 }
 
 /// Sizes and settings of the kernel side.
@@ -59,6 +67,10 @@ pub fn attach(features: &Features, plan: &Plan, settings: Settings) -> Result<(A
     for (name, offset) in &features.offsets {
         loader.override_global(name, offset, true);
     }
+    if plan.backend == SocketBackend::SockTracepoint {
+        // Only the other backend keeps sockets in it.
+        loader.map_max_entries("WALKED_SOCKETS", 1);
+    }
     let mut ebpf = loader.load(object()?).map_err(|error| {
         let hint = hint(&format!("{error:?}"));
         anyhow!(error).context(format!("cannot create the kernel maps{hint}"))
@@ -66,14 +78,15 @@ pub fn attach(features: &Features, plan: &Plan, settings: Settings) -> Result<(A
 
     let mut config = Array::try_from(take(&mut ebpf, "CONFIG")?)?;
     // Attaching takes a moment a program: whoever saw only one direction meanwhile would distrust the connection.
-    config.set(0, Config { paused: 1, ..settings.config }, 0).context("cannot write the kernel configuration")?;
+    config.set(0, Config { paused: paused::MEET_NONE, ..settings.config }, 0).context("cannot write the kernel configuration")?;
     let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)?;
     let muted = HashMap::try_from(take(&mut ebpf, "MUTED")?)?;
     let ring = Ring(RingBuf::try_from(take(&mut ebpf, "RECORDS")?)?);
+    let libraries = Some(Array::try_from(take(&mut ebpf, "LIBRARIES")?)?);
 
-    let mut attachments = Vec::new();
+    let (mut attachments, mut links) = (Vec::new(), Vec::new());
     for program in &plan.programs {
-        let failure = attach_one(&mut ebpf, program, &btf).err();
+        let failure = attach_one(&mut ebpf, program, &btf).map(|link| links.push(link)).err();
         if let (Some(error), true) = (&failure, program.required) {
             return Err(anyhow!("{error:#}")
                 .context(format!("program {} (tp_btf/{}) was refused", program.name, program.tracepoint)));
@@ -86,15 +99,23 @@ pub fn attach(features: &Features, plan: &Plan, settings: Settings) -> Result<(A
         });
     }
     config.set(0, settings.config, 0).context("cannot write the kernel configuration")?;
-    Ok((Attached { ebpf, attachments, config, counters, muted }, ring))
+    let ebpf = Arc::new(Mutex::new(ebpf));
+    Ok((Attached { links, ebpf, attachments, config, counters, muted, libraries }, ring))
 }
 
-fn attach_one(ebpf: &mut Ebpf, wanted: &Program, btf: &Btf) -> Result<()> {
+fn attach_one(ebpf: &mut Ebpf, wanted: &Program, btf: &Btf) -> Result<BtfTracePointLink> {
     let program: &mut BtfTracePoint = ebpf
         .program_mut(wanted.name)
         .with_context(|| format!("the kernel object has no program {}", wanted.name))?
         .try_into()?;
-    program.load(wanted.tracepoint, btf).map_err(|error| match &error {
+    program.load(wanted.tracepoint, btf).map_err(explain)?;
+    let link = program.attach().context("attach failed")?;
+    program.take_link(link).context("attach failed")
+}
+
+/// Why a program did not load.
+pub(super) fn explain(error: ProgramError) -> anyhow::Error {
+    match &error {
         // The verifier's log is thousands of lines; its end names the instruction that was refused.
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
@@ -103,9 +124,7 @@ fn attach_one(ebpf: &mut Ebpf, wanted: &Program, btf: &Btf) -> Result<()> {
             anyhow!("load failed: {io_error}{}\n{}", hint(&io_error.to_string()), tail.join("\n"))
         }
         _ => anyhow!(error).context("load failed"),
-    })?;
-    program.attach().context("attach failed")?;
-    Ok(())
+    }
 }
 
 /// What to do about a refusal.
@@ -127,16 +146,33 @@ impl Attached {
         self.config.set(0, config, 0).context("cannot write the kernel configuration")
     }
 
+    /// Report nothing more, from now on.
+    pub fn stop(&mut self) -> Result<()> {
+        self.links.clear();
+        self.configure(Config { paused: paused::STOP, ..Config::default() })
+    }
+
     /// Sum of each counter over all CPUs, in the order of [`Counter::ALL`].
     pub fn counters(&self) -> Result<[u64; Counter::ALL.len()]> {
-        let per_cpu = self.counters.get(&0, 0).context("cannot read the kernel counters")?;
         let mut sum = [0_u64; Counter::ALL.len()];
-        for values in per_cpu.iter() {
-            for (total, value) in sum.iter_mut().zip(values) {
-                *total = total.wrapping_add(*value);
+        for slot in 0..self.counters.len() {
+            let per_cpu = self.counters.get(&slot, 0).context("cannot read the kernel counters")?;
+            for values in per_cpu.iter() {
+                for (total, value) in sum.iter_mut().zip(values) {
+                    *total = total.wrapping_add(*value);
+                }
             }
         }
         Ok(sum)
+    }
+
+    /// Load the programs on TLS libraries; once.
+    ///
+    /// # Errors
+    /// The kernel refuses one.
+    pub fn uprobes(&mut self) -> Result<Arc<Uprobes>> {
+        let libraries = self.libraries.take().context("the programs on TLS libraries are loaded already")?;
+        Uprobes::load(Arc::clone(&self.ebpf), libraries).map(Arc::new)
     }
 
     /// Leave new connections of a process alone.
@@ -153,8 +189,9 @@ impl Attached {
     /// Runs that the kernel skipped because the program was already running on that CPU, by program.
     pub fn recursion_misses(&self) -> BTreeMap<&'static str, u64> {
         let mut misses = BTreeMap::new();
+        let ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
         for attachment in self.attachments.iter().filter(|attachment| attachment.failure.is_none()) {
-            if let Some(Ok(fd)) = self.ebpf.program(attachment.program).map(aya::programs::Program::fd)
+            if let Some(Ok(fd)) = ebpf.program(attachment.program).map(aya::programs::Program::fd)
                 && let Ok(text) = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd()))
                 && let Some(count) = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"))
             {

@@ -308,6 +308,13 @@ pub(super) const KEYS: &[KeySpec] = &[
     )
     .restart(),
     key(
+        "capture.tls",
+        Kind::Bool,
+        "true",
+        "Read the plaintext of TLS libraries, by probes on their functions. `false`: TLS connections are only counted.",
+    )
+    .restart(),
+    key(
         "capture.ringBuffer",
         Kind::Bytes { min: 256 * KIB, max: 1024 * MIB, power_of_two: true },
         "8MiB",

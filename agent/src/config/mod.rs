@@ -126,6 +126,8 @@ pub struct Capture {
     pub backend: Backend,
     /// Bytes; a power of two.
     pub ring_buffer: u32,
+    /// Probe TLS libraries.
+    pub tls: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

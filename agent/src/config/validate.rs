@@ -377,6 +377,7 @@ impl Settings<'_> {
                     _ => Backend::Auto,
                 },
                 ring_buffer: u32::try_from(self.integer("capture.ringBuffer")).unwrap_or(u32::MAX),
+                tls: self.bool("capture.tls"),
             },
             limits: Limits {
                 connections: self.size("limits.connections"),

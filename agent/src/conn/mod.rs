@@ -6,9 +6,15 @@ use std::sync::Arc;
 use hashlink::LinkedHashMap;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
-use crate::model::{ConnId, Connection, Direction, Role, SocketAddress, Timestamp, TraceContext};
+use crate::handshake;
+use crate::model::{ConnId, Connection, Direction, Exchange, Role, SocketAddress, Timestamp, TraceContext};
 use crate::protocol::Protocol;
 use crate::trace::{Link, Thread, Traceparent};
+
+/// Exchanges of one connection that wait at most.
+const HELD: usize = 64;
+/// What an exchange that waits takes, about: its heads.
+const EXCHANGE_BYTES: usize = 4 * 1024;
 
 /// One connection that is followed.
 pub struct Conn {
@@ -24,6 +30,31 @@ pub struct Conn {
     pub last: Timestamp,
     /// Its description was lost, or it was evicted: how many records came before is not known.
     pub orphan: bool,
+    pub layer: Layer,
+}
+
+/// Where a connection stands to TLS.
+#[derive(Debug, Default)]
+pub enum Layer {
+    /// What the socket moves is what the application said.
+    #[default]
+    Plain,
+    /// A socket that carries TLS: its handshake is read, and it has no parser.
+    Socket {
+        handshake: Box<handshake::Reader>,
+        /// The plaintext above it, when that is HTTP.
+        stream: Option<ConnId>,
+        /// A TLS library was seen to yield its plaintext, whatever that is.
+        read: bool,
+    },
+    /// The plaintext side of a TLS connection.
+    Stream {
+        /// The socket below, if it is known.
+        socket: Option<ConnId>,
+        /// Exchanges that wait for it to be known, and since when.
+        held: Vec<Box<Exchange>>,
+        since: Timestamp,
+    },
 }
 
 /// One direction.
@@ -68,11 +99,40 @@ pub struct Table {
     capacity: usize,
 }
 
+impl Layer {
+    /// Plaintext of a TLS library.
+    pub const fn stream(socket: Option<ConnId>, now: Timestamp) -> Self {
+        Self::Stream { socket, held: Vec::new(), since: now }
+    }
+}
+
 impl Conn {
     pub fn stream(&mut self, direction: Direction) -> &mut Stream {
         match direction {
             Direction::Receive => &mut self.receive,
             Direction::Send => &mut self.send,
+        }
+    }
+
+    /// Exchanges that wait for their socket to be known.
+    pub const fn held(&self) -> usize {
+        match &self.layer {
+            Layer::Stream { held, .. } => held.len(),
+            Layer::Plain | Layer::Socket { .. } => 0,
+        }
+    }
+
+    /// Keep an exchange until its socket is known; given back when it is, or when too many wait.
+    pub fn hold(&mut self, exchange: Box<Exchange>) -> Option<Box<Exchange>> {
+        match &mut self.layer {
+            Layer::Stream { socket: None, held, since } if held.len() < HELD => {
+                if held.is_empty() {
+                    *since = exchange.timing.end;
+                }
+                held.push(exchange);
+                None
+            }
+            _ => Some(exchange),
         }
     }
 
@@ -82,6 +142,11 @@ impl Conn {
             + 256
             + self.open.capacity() * size_of::<OpenExchange>()
             + self.parser.as_ref().map_or(0, |parser| parser.memory())
+            + match &self.layer {
+                Layer::Plain => 0,
+                Layer::Socket { handshake, .. } => handshake.memory(),
+                Layer::Stream { held, .. } => held.len() * EXCHANGE_BYTES,
+            }
     }
 }
 
@@ -180,6 +245,10 @@ impl Table {
 impl Pair {
     /// `None`: the addresses are not known, or do not tell one connection from another.
     fn of(info: &Connection) -> Option<Self> {
+        // Below TLS there are no requests: the plaintext above has the same addresses, and is what mirrors.
+        if info.tls.is_some() && info.backend.is_socket() {
+            return None;
+        }
         let (SocketAddress::Ip(local), SocketAddress::Ip(remote)) = (&info.local, &info.remote) else { return None };
         let confined = local.ip().is_loopback() || remote.ip().is_loopback();
         Some(Self { local: *local, remote: *remote, netns: if confined { info.netns } else { 0 } })

@@ -9,6 +9,12 @@ fn header(kind: u8, backend: Backend, conn: ConnId, time: Timestamp, pid: u32, t
     let backend = match backend {
         Backend::SockTracepoint => raw::backend::SOCK_TRACEPOINT,
         Backend::SysExit => raw::backend::SYS_EXIT,
+        Backend::Openssl => raw::backend::OPENSSL,
+        Backend::Boringssl => raw::backend::BORINGSSL,
+        Backend::Go => raw::backend::GO,
+        Backend::Gnutls => raw::backend::GNUTLS,
+        Backend::Rustls => raw::backend::RUSTLS,
+        Backend::Nss => raw::backend::NSS,
     };
     let mut bytes = vec![kind, 0, 0, backend];
     bytes.extend(0_u32.to_ne_bytes());
@@ -116,6 +122,8 @@ fn encode_open(open: &Open) -> Vec<u8> {
     put(&mut bytes, offset_of!(raw::Open, process_start_ns), &open.process.start_ns.to_ne_bytes());
     put(&mut bytes, offset_of!(raw::Open, cgroup), &open.cgroup.to_ne_bytes());
     put(&mut bytes, offset_of!(raw::Open, comm), &open.comm.0);
+    put(&mut bytes, offset_of!(raw::Open, socket), &open.socket.map_or(0, |id| id.0).to_ne_bytes());
+    bytes[offset_of!(raw::Open, association)] = open.association as u8;
     bytes.extend(path);
     bytes
 }
@@ -136,6 +144,8 @@ fn open() -> Open {
         cgroup: 11,
         comm: Comm(*b"nginx\0\0\0\0\0\0\0\0\0\0\0"),
         joined: false,
+        socket: None,
+        association: Association::None,
     }
 }
 
@@ -310,7 +320,11 @@ proptest! {
         let (conn, time, process) = (ConnId(conn), Timestamp(time), ProcessRef { pid, start_ns });
         let open = Open {
             conn, time, tid, transport, local, remote, process, cgroup: position, comm: Comm(comm), joined: flags.0,
-            netns: seq, ..open()
+            netns: seq,
+            backend: if flags.1 { Backend::Openssl } else { Backend::SysExit },
+            socket: flags.1.then_some(ConnId(position | 1)),
+            association: if flags.1 { Association::Learned } else { Association::None },
+            ..open()
         };
         let data = Data {
             conn, time, pid, tid, seq, position, head: &head, tail: &tail, opaque: flags.0, unreadable: flags.1,

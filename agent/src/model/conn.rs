@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Handshake, Timestamp};
 
 /// One end of a connection: the kernel's socket cookie. Two processes that share a socket share it; the two ends of a
-/// loopback connection have one each.
+/// loopback connection have one each. The plaintext side of a TLS connection has one of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
 
@@ -37,6 +37,12 @@ pub enum Transport {
 pub enum Backend {
     SockTracepoint,
     SysExit,
+    Openssl,
+    Boringssl,
+    Go,
+    Gnutls,
+    Rustls,
+    Nss,
 }
 
 /// An address of a socket.
@@ -83,7 +89,18 @@ impl Backend {
         match self {
             Self::SockTracepoint => "sock_tracepoint",
             Self::SysExit => "sys_exit",
+            Self::Openssl => "openssl",
+            Self::Boringssl => "boringssl",
+            Self::Go => "go",
+            Self::Gnutls => "gnutls",
+            Self::Rustls => "rustls",
+            Self::Nss => "nss",
         }
+    }
+
+    /// The bytes are a socket's own, not the plaintext of a TLS library.
+    pub const fn is_socket(self) -> bool {
+        matches!(self, Self::SockTracepoint | Self::SysExit)
     }
 }
 

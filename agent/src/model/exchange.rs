@@ -36,6 +36,8 @@ pub enum Incomplete {
     RecordsLost,
     /// No response was seen before the time limit or before eviction.
     Abandoned,
+    /// Plaintext of a TLS library whose connection could not be told: who the peer is, is not known.
+    PeerUnknown,
 }
 
 /// How an exchange ended (`error.type` where it is an error and not a status code).
@@ -72,7 +74,7 @@ pub struct Exchange {
 }
 
 impl Incomplete {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::RequestHeadGap,
         Self::ResponseHeadGap,
         Self::JoinedMidExchange,
@@ -81,6 +83,7 @@ impl Incomplete {
         Self::Malformed,
         Self::RecordsLost,
         Self::Abandoned,
+        Self::PeerUnknown,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -93,6 +96,7 @@ impl Incomplete {
             Self::Malformed => "malformed",
             Self::RecordsLost => "records_lost",
             Self::Abandoned => "abandoned",
+            Self::PeerUnknown => "peer_unknown",
         }
     }
 }

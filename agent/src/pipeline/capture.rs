@@ -141,6 +141,7 @@ impl Worker {
             counts: self.capture.counts().clone(),
             connections: self.capture.connections(),
             memory: self.capture.memory(),
+            tls: self.capture.tls_uses(),
         });
     }
 

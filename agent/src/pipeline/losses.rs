@@ -105,6 +105,7 @@ impl Snapshot {
             Loss { stage: "kernel", reason: "unreadable", count: self.kernel(Counter::Unreadable) },
             Loss { stage: "kernel", reason: "state_full", count: self.kernel(Counter::StateFull) },
             Loss { stage: "kernel", reason: "walk_failed", count: self.kernel(Counter::WalkFailed) },
+            Loss { stage: "kernel", reason: "tls_busy", count: self.kernel(Counter::TlsBusy) },
             Loss { stage: "kernel", reason: "recursion", count: self.recursion_misses },
             Loss { stage: "capture", reason: "records_lost", count: counts.records_lost },
             Loss { stage: "capture", reason: "malformed_record", count: self.malformed_records },
@@ -128,7 +129,11 @@ impl Snapshot {
                 spots.push(format!("{count} {what}"));
             }
         };
-        add(self.kernel(Counter::ConnectionsTls), "TLS connections: this version reads plaintext only");
+        add(
+            self.capture.counts.tls_unread,
+            "TLS connections ended unread: of other processes than those listed, or before their library was known",
+        );
+        add(self.capture.counts.peer_unknown, "calls of TLS libraries whose connection could not be told: without peer");
         add(self.kernel(Counter::ConnectionsHttp2), "HTTP/2 connections: this version reads HTTP/1 only");
         add(
             self.kernel(Counter::BytesOpaque),

@@ -3,6 +3,7 @@
 
 pub mod assess;
 pub mod capture;
+pub mod discover;
 pub mod governor;
 pub mod losses;
 
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, PoisonError};
 
 use crate::assess::AssessCounts;
-use crate::capture::{Counts, Output};
+use crate::capture::{Counts, Output, TlsUse};
 use crate::enrich::EnrichCounts;
 use crate::model::ProcessRef;
 
@@ -53,6 +54,8 @@ pub struct CaptureView {
     pub counts: Counts,
     pub connections: usize,
     pub memory: usize,
+    /// Processes that use TLS.
+    pub tls: Vec<TlsUse>,
 }
 
 /// State of the assess thread, as of its last tick.

@@ -1,0 +1,91 @@
+//! The discovery thread: mappings as they appear, processes that were seen to use TLS, and a sweep now and then.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::Shared;
+use crate::bpf::Mappings;
+use crate::clock;
+use crate::discover::Discovery;
+
+/// Mappings come in groups: the loader's of a new process.
+const LAZY: Duration = Duration::from_millis(1);
+const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+const TICK_NS: u64 = 1_000_000_000;
+const SWEEP_NS: u64 = 60 * TICK_NS;
+/// Without events of new mappings everything is looked at this often instead.
+const BLIND_SWEEP_NS: u64 = 5 * TICK_NS;
+/// Processes explained in one tick.
+const EXPLAIN: usize = 32;
+
+/// The thread's state.
+pub struct Worker {
+    pub discovery: Discovery,
+    /// `None`: the kernel does not tell of mappings.
+    pub mappings: Option<Mappings>,
+    pub shared: Arc<Shared>,
+}
+
+impl Worker {
+    /// Run until told to stop. Dropping the worker detaches everything.
+    pub fn run(mut self) {
+        let (mut last_tick, mut last_sweep) = (clock::now(), clock::now());
+        while !self.shared.stop.load(Ordering::Acquire) {
+            self.wait();
+            self.take_mappings();
+            let now = clock::now();
+            if now.since(last_tick) >= TICK_NS {
+                last_tick = now;
+                self.explain();
+            }
+            let sweep = if self.mappings.is_some() { SWEEP_NS } else { BLIND_SWEEP_NS };
+            if now.since(last_sweep) >= sweep {
+                last_sweep = now;
+                self.discovery.sweep();
+            }
+        }
+    }
+
+    fn wait(&self) {
+        let Some(mappings) = &self.mappings else {
+            thread::sleep(Duration::from_millis(250));
+            return;
+        };
+        let fds: Vec<_> = mappings.fds().collect();
+        let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        // Interrupted or failed: the events are looked at either way.
+        if matches!(poll(&mut fds, Some(&WAIT)), Ok(ready) if ready > 0) {
+            thread::sleep(LAZY);
+        }
+    }
+
+    fn take_mappings(&mut self) {
+        let Some(mappings) = &mut self.mappings else { return };
+        let discovery = &mut self.discovery;
+        if mappings.drain(&mut |mapped| discovery.on_mapped(&mapped)) {
+            discovery.on_overflow();
+        }
+    }
+
+    /// Processes that use TLS: by which source are they read, or why not.
+    fn explain(&mut self) {
+        let known = self.discovery.view();
+        let mut left = EXPLAIN;
+        for used in self.shared.capture().tls {
+            let unread = used.read == 0;
+            let explained = {
+                let view = known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                view.processes.get(&used.process).is_some_and(|known| !known.is_open())
+            };
+            if explained || left == 0 {
+                continue;
+            }
+            left -= 1;
+            self.discovery.explain(used.process, unread);
+        }
+    }
+}
