@@ -38,6 +38,8 @@ use crate::workloads::{WorkloadLimits, Workloads};
 
 /// The exporters have this long to drain when the agent stops; with the admin server's second it stays under five.
 const DRAIN: Duration = Duration::from_secs(3);
+/// Probes on TLS libraries have this long to detach, besides.
+const DETACH: Duration = Duration::from_secs(2);
 /// How often the supervisor looks at limits, files and counts.
 const TICK: Duration = Duration::from_secs(1);
 /// Above this share of the memory limit tables shrink.
@@ -730,8 +732,8 @@ impl Running {
     pub async fn stop(self) -> Snapshot {
         self.kernel.detach();
         self.shared.stop.store(true, Ordering::Release);
-        // Not waited for: the kernel detaches what is left when the process ends, and nothing is reported meanwhile.
-        drop(self.discover);
+        let discover = self.discover;
+        let detaching = tokio::task::spawn_blocking(move || discover.map(JoinHandle::join));
         let threads = tokio::task::spawn_blocking(move || {
             for (name, thread) in [("capture", self.capture), ("assess", self.assess)] {
                 if thread.join().is_err() {
@@ -756,6 +758,10 @@ impl Running {
         }
         let snapshot = Snapshot::collect(counters, misses, &self.shared, &self.exporters);
         drain(&self.exporters).await;
+        // The kernel detaches what is left when the process ends, one probe after another.
+        if tokio::time::timeout(DETACH, detaching).await.is_err() {
+            tracing::warn!("some probes on TLS libraries are still attached; the kernel will detach them");
+        }
         Snapshot { exporters: Snapshot::collect(counters, misses, &self.shared, &self.exporters).exporters, ..snapshot }
     }
 }

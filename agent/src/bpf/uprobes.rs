@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use agent_common::event::backend;
 use agent_common::limits::LAYOUTS;
@@ -126,7 +127,12 @@ impl Library {
 
 impl Drop for Library {
     fn drop(&mut self) {
-        self.links.clear();
+        // Each waits for a grace period of the kernel; those that wait at the same time share it.
+        thread::scope(|scope| {
+            for link in self.links.drain(..) {
+                scope.spawn(move || drop(link));
+            }
+        });
         let mut slots = self.owner.libraries.lock().unwrap_or_else(PoisonError::into_inner);
         // Nothing reads the slot any more; a failure leaves what was there.
         _ = slots.write(self.slot, Watched { layout: Layout::NONE, since_ns: u64::MAX });

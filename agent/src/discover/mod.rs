@@ -10,6 +10,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use object::ReadCache;
 
@@ -432,6 +433,23 @@ impl Discovery {
         libraries.sort_by(|a, b| a.path.cmp(&b.path));
         let view = View { libraries, processes: self.explained.clone(), counts: self.counts };
         *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view;
+    }
+}
+
+/// Detach everything, all files at once.
+impl Drop for Discovery {
+    fn drop(&mut self) {
+        let files: Vec<Examined> = self.files.drain().map(|(_, examined)| examined).collect();
+        let probed: Vec<Outcome> = files
+            .into_iter()
+            .map(|examined| examined.outcome)
+            .filter(|outcome| matches!(outcome, Outcome::Probed(_)))
+            .collect();
+        thread::scope(|scope| {
+            for outcome in probed {
+                scope.spawn(move || drop(outcome));
+            }
+        });
     }
 }
 
