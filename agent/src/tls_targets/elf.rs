@@ -1,6 +1,6 @@
-//! A 64-bit little-endian ELF file, read where it is asked for: segments, sections, functions by name. Reads little of a
-//! large file, never all of it. The file is hostile (containers bring their own): every number in it is checked before it
-//! is used, every table has a bound.
+//! A 64-bit little-endian ELF file, read where it is asked for: segments, sections, functions by name. Reads little of
+//! a large file, never all of it. The file is hostile (containers bring their own): every number in it is checked
+//! before it is used, every table has a bound.
 
 use std::{cell::OnceCell, fmt};
 
@@ -343,7 +343,8 @@ impl<'a, R: ReadRef<'a>> fmt::Debug for Image<'a, R> {
 }
 
 impl Table<'_> {
-    /// Searches the strings before the symbols: nearly always the name is not there, and this is the fastest way to know.
+    /// Searches the strings before the symbols: nearly always the name is not there, and this is the fastest way to
+    /// know.
     fn function(&self, name: &str) -> Option<Function> {
         let needle: Vec<u8> = name.bytes().chain([0]).collect();
         let places: Vec<u32> = memmem::find_iter(self.strings, &needle)
@@ -456,3 +457,6 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
+
+#[cfg(test)]
+mod tests;

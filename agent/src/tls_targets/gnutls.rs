@@ -1,4 +1,5 @@
-//! GnuTLS. The ClientHello random is read from the session; who is the server is not in any accessor, so it is not known.
+//! GnuTLS. The ClientHello random is read from the session; who is the server is not in any accessor, so it is not
+//! known.
 
 use agent_common::{
     event::direction,
@@ -75,5 +76,86 @@ fn layout<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Layout {
     match places.as_slice() {
         [random] => Layout { random: *random, ..Layout::NONE },
         _ => Layout::NONE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::tls_targets::{
+        Effort, Found, Program, find,
+        sample::{BIAS, SLOTS, STRIDE, Sample, TEXT, address, branch},
+    };
+
+    use super::*;
+
+    /// `sub rsp, 8; test edi, edi; je; ret`.
+    const RECEIVE: [u8; 9] = [0x48, 0x83, 0xec, 0x08, 0x85, 0xff, 0x74, 0x00, 0xc3];
+
+    fn found(sample: &Sample) -> Found {
+        let file = sample.build();
+        find(&Image::parse(file.as_slice()).unwrap(), Effort::Symbols)
+    }
+
+    fn functions(found: &Found) -> Vec<(&'static str, u64)> {
+        let probes = &found.targets[0].probes;
+        let entered = probes.iter().filter(|probe| probe.program == Program::Enter);
+        entered.map(|probe| (probe.function, probe.offset - TEXT)).collect()
+    }
+
+    #[test]
+    fn a_send_that_calls_the_other_is_not_probed_too() {
+        let receive = ("gnutls_record_recv", RECEIVE.to_vec());
+        let second = ("gnutls_record_send2", vec![0x41, 0x57, 0xc3]);
+        let expected = [("gnutls_record_recv", 6), ("gnutls_record_send2", STRIDE)];
+
+        let direct = ("gnutls_record_send", branch(0xe9, address(2), address(1)));
+        let sample = Sample { exported: vec![receive.clone(), second.clone(), direct], ..Sample::default() };
+        assert_eq!(functions(&found(&sample)), expected);
+
+        let slot = (BIAS + SLOTS).wrapping_sub(address(2) + 6) as u32;
+        let through_slot = ("gnutls_record_send", [[0xff, 0x25].as_slice(), &slot.to_le_bytes()].concat());
+        let imported = vec!["gnutls_record_send2"];
+        let exported = vec![receive.clone(), second.clone(), through_slot];
+        assert_eq!(functions(&found(&Sample { exported, imported, ..Sample::default() })), expected);
+
+        let itself = ("gnutls_record_send", vec![0x55, 0xc3]);
+        let sample = Sample { exported: vec![receive.clone(), second, itself.clone()], ..Sample::default() };
+        let all = [expected[0], expected[1], ("gnutls_record_send", 2 * STRIDE)];
+        assert_eq!(functions(&found(&sample)), all);
+
+        let sample = Sample { exported: vec![receive, itself], ..Sample::default() };
+        assert_eq!(functions(&found(&sample)), [expected[0], ("gnutls_record_send", STRIDE)]);
+    }
+
+    #[test]
+    fn the_result_is_taken_where_the_return_address_is() {
+        let exported = vec![("gnutls_record_recv", RECEIVE.to_vec()), ("gnutls_record_send", vec![0x55, 0xc3])];
+        let found = found(&Sample { exported, ..Sample::default() });
+        let at = |program| found.targets[0].probes.iter().find(|probe| probe.program == program).copied().unwrap();
+        assert_eq!((at(Program::Enter).offset, at(Program::Enter).emulated), (TEXT + 6, true));
+        assert_eq!((at(Program::Return).offset, at(Program::Return).emulated), (TEXT, false));
+        assert_eq!(at(Program::Return).form, form::SIZE);
+    }
+
+    #[test]
+    fn the_random_is_where_the_accessor_points() {
+        // lea rax, [rdi+0x50]; mov [rsi], rax; add rdi, 0x70; mov [rdx], rdi; ret.
+        let random = [0x48, 0x8d, 0x47, 0x50, 0x48, 0x89, 0x06, 0x48, 0x83, 0xc7, 0x70, 0x48, 0x89, 0x3a, 0xc3];
+        let exported = vec![
+            ("gnutls_record_recv", RECEIVE.to_vec()),
+            ("gnutls_record_send", vec![0x55, 0xc3]),
+            ("gnutls_session_get_random", random.to_vec()),
+        ];
+        let found = found(&Sample { exported, ..Sample::default() });
+        assert_eq!(found.targets[0].layout, Layout { random: 0x50, ..Layout::NONE });
+    }
+
+    #[test]
+    fn arm64_is_said_and_other_files_are_silent() {
+        let exported = vec![("gnutls_record_recv", vec![0xc3]), ("gnutls_record_send", vec![0xc3])];
+        let arm64 = found(&Sample { exported, is_arm64: true, ..Sample::default() });
+        assert_eq!((arm64.targets.len(), arm64.unreadable[0].stack), (0, Stack::Gnutls));
+        let exported = vec![("gnutls_record_recv", vec![0xc3])];
+        assert_eq!(found(&Sample { exported, ..Sample::default() }), Found::default());
     }
 }

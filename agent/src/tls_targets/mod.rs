@@ -6,6 +6,8 @@ pub mod gnutls;
 pub mod go;
 pub mod nss;
 pub mod openssl;
+#[cfg(test)]
+mod sample;
 pub mod x86;
 
 use std::fmt;

@@ -156,10 +156,11 @@ fn passes(callee: &x86::Callee, count: u8) -> bool {
     (0..count).zip(callee.arguments).all(|(number, value)| value == Value::argument(number))
 }
 
-/// The one function that each of the exported ones calls with object, buffer and length in their places, and its form: by
-/// where they pass the pointer that the number of bytes is written through, of a variable or their own argument. (Where a
-/// check failed, functions that note the error are called with most registers untouched, too.) None where the compiler put
-/// its body into one of them, which is then seen to call the protocol's method: what else they all call is for QUIC.
+/// The one function that each of the exported ones calls with object, buffer and length in their places, and its form:
+/// by where they pass the pointer that the number of bytes is written through, of a variable or their own argument.
+/// (Where a check failed, functions that note the error are called with most registers untouched, too.) None where the
+/// compiler put its body into one of them, which is then seen to call the protocol's method: what else they all call is
+/// for QUIC.
 fn internal(exported: &[(&Exported<'_>, &Vec<x86::Callee>)]) -> Option<(u64, u8)> {
     if exported.len() < 2 || exported.iter().any(|(exported, _)| exported.code.has_indirect_calls()) {
         return None;
@@ -279,3 +280,6 @@ fn only(places: &[(Option<u16>, u16)]) -> Option<(Option<u16>, u16)> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

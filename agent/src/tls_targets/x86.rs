@@ -43,9 +43,9 @@ pub struct Code<'a> {
 }
 
 /// Does the kernel emulate this instruction under a probe (`arch/x86/kernel/uprobes.c`, `branch_setup_xol_ops` and
-/// `push_setup_xol_ops`)? Else it is single-stepped, which costs a second trap. Only the plain forms: any prefix but the
-/// one of `r8` to `r15` changes the answer. Of the nops only the one of one byte: on kernels since 6.18 the five-byte one
-/// is replaced by a call, which overwrites memory below the stack pointer that leaf functions use.
+/// `push_setup_xol_ops`)? Else it is single-stepped, which costs a second trap. Only the plain forms: any prefix but
+/// the one of `r8` to `r15` changes the answer. Of the nops only the one of one byte: on kernels since 6.18 the
+/// five-byte one is replaced by a call, which overwrites memory below the stack pointer that leaf functions use.
 pub fn emulated(instruction: &[u8]) -> bool {
     matches!(
         instruction,
@@ -140,8 +140,9 @@ impl<'a> Code<'a> {
         let mut is_first = true;
         for instruction in &self.instructions {
             if self.emulates(instruction) {
-                // What jumps to the first instruction begins another call.
-                if !is_first && self.may_come_back(instruction.ip()) {
+                // A jump to a `push` at the start begins another call.
+                let is_start = is_first && instruction.mnemonic() == Mnemonic::Push;
+                if !is_start && self.may_come_back(instruction.ip()) {
                     break;
                 }
                 return Site { address: instruction.ip(), emulated: true };
@@ -160,7 +161,7 @@ impl<'a> Code<'a> {
             instruction.flow_control() == FlowControl::IndirectBranch && instruction.mnemonic() == Mnemonic::Jmp
         };
         self.instructions.iter().any(is_indirect)
-            || self.jumps().any(|jump| jump.target > self.address && jump.target <= address)
+            || self.jumps().any(|jump| (self.address..=address).contains(&jump.target))
     }
 
     /// Direct calls, in order.
@@ -221,7 +222,8 @@ pub enum Value {
     Constant(u64),
     /// An address in the frame, relative to the stack pointer at the function's start.
     Stack(i64),
-    /// Pointer arithmetic: argument `argument`, or the pointer that lies at `base` bytes of where that points, plus `offset`.
+    /// Pointer arithmetic: argument `argument`, or the pointer that lies at `base` bytes of where that points, plus
+    /// `offset`.
     Address {
         argument: u8,
         base: Option<u16>,
@@ -331,8 +333,9 @@ fn register_index(register: Register) -> Option<usize> {
     }
 }
 
-/// Follows all paths through a function from its start and shows each instruction with what the registers hold before it. Both ways of each branch are taken, whether they can be or not; a call gives back the registers that the
-/// calling convention keeps. Bounded: what is shown happens on a path, but not every path may be shown.
+/// Follows all paths through a function from its start and shows each instruction with what the registers hold before
+/// it. Both ways of each branch are taken, whether they can be or not; a call gives back the registers that the calling
+/// convention keeps. Bounded: what is shown happens on a path, but not every path may be shown.
 pub fn trace(code: &Code<'_>, show: &mut dyn FnMut(&Instruction, &State)) {
     let mut factory = InstructionInfoFactory::new();
     let mut visits: HashMap<u64, u8> = HashMap::new();
@@ -542,3 +545,6 @@ pub fn imported<'a, R: ReadRef<'a>>(image: &Image<'a, R>, to: To) -> Option<&'a 
     };
     image.imported(at)
 }
+
+#[cfg(test)]
+mod tests;
