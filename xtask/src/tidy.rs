@@ -147,6 +147,8 @@ const PURE: &[&str] = &[
     "agent/src/event.rs",
     "agent/src/event/",
     "agent/src/filter.rs",
+    "agent/src/handshake.rs",
+    "agent/src/handshake/",
     "agent/src/inventory/",
     "agent/src/metrics/",
     "agent/src/policy/",

@@ -38,7 +38,7 @@ pub struct Handshake {
 /// What the client offered (`ClientHello`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Offer {
-    /// The host it asked for (RFC 6066 section 3), lower case as sent; `None` when it named none.
+    /// The host it asked for (RFC 6066 section 3), lower case; `None` when it named none.
     pub server_name: Option<Box<str>>,
     /// In the order of preference (RFC 7301).
     pub alpn: Box<[Box<str>]>,
