@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::api::{Loss, Probe};
+use super::api::{self, Loss, Probe};
 use super::store::{Bounds, EndpointKey, Filter, StatusFilter, Store};
 use super::*;
 use crate::model::{Backend, CallReport, Role, SpanId, TraceContext, TraceId, Transport, Version, Workload};
@@ -97,6 +97,7 @@ fn status(readiness: Readiness) -> Status {
         probes: vec![Probe { name: "send".into(), attached: false, reason: Some("no BTF".into()) }],
         losses: vec![Loss { stage: "kernel".into(), reason: "ring_full".into(), count: 3 }],
         blind_spots: Vec::new(),
+        tls: api::Tls::default(),
         coverage_ratio: None,
         cpu_seconds: 0.0,
         memory_bytes: 1,

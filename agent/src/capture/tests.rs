@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::event::tests::encode;
-use crate::event::{self, Exec};
+use crate::event::{self, Association, Exec};
 use crate::model::{Backend, Outcome, SpanId, TraceId};
 
 const CLIENT: usize = 0;
@@ -97,6 +97,31 @@ impl Script {
             cgroup: 1,
             comm: comm("app"),
             joined: false,
+            socket: None,
+            association: Association::None,
+        }));
+    }
+
+    /// The plaintext above `socket`, met now; `known`: its socket is.
+    fn open_stream(&mut self, stream: &End, socket: &End, known: bool, protocol: FirstBytes) {
+        let time = self.now();
+        self.push(&KernelEvent::Open(Open {
+            conn: stream.conn,
+            time,
+            backend: Backend::Openssl,
+            tid: stream.tid,
+            protocol,
+            transport: Transport::Tcp,
+            local: SocketAddress::Unknown,
+            remote: SocketAddress::Unknown,
+            netns: 0,
+            uid: 0,
+            process: stream.process,
+            cgroup: 1,
+            comm: comm("app"),
+            joined: false,
+            socket: known.then_some(socket.conn),
+            association: if known { Association::Random } else { Association::None },
         }));
     }
 
@@ -683,12 +708,115 @@ fn protocols_that_cannot_be_read_leave_a_counter_and_nothing_else() {
     let mut script = Script::default();
     let wire = script.connect(1, 100, 200);
     script.records.clear();
-    for protocol in [FirstBytes::Http2, FirstBytes::Tls, FirstBytes::Tls, FirstBytes::Other] {
+    for protocol in [FirstBytes::Http2, FirstBytes::Other] {
         script.open(&wire.0[SERVER], protocol);
     }
     let played = script.play();
-    assert_eq!((played.capture.counts().blind_http2, played.capture.counts().blind_tls), (1, 2));
-    assert_eq!((played.capture.connections(), played.out.len()), (0, 0));
+    assert_eq!(played.capture.counts().blind_http2, 1);
+    assert_eq!(played.capture.connections(), 0);
+    assert!(played.exchanges().is_empty());
+}
+
+/// A socket that carries TLS, and the stream above it.
+fn tls(script: &mut Script, number: u64) -> (Wire, Wire) {
+    let sockets = script.connect(number, 100, 200);
+    script.records.clear();
+    let mut streams = script.connect(number, 100, 200);
+    script.records.clear();
+    for end in &mut streams.0 {
+        end.conn.0 |= 1 << 63;
+        end.position = [1 << 32; 2];
+    }
+    for end in &sockets.0 {
+        script.open(end, FirstBytes::Tls);
+    }
+    (sockets, streams)
+}
+
+#[test]
+fn plaintext_of_a_tls_library_has_the_peers_of_its_socket_and_one_trace() {
+    let mut script = Script::default();
+    let (mut sockets, mut streams) = tls(&mut script, 1);
+    let hello = b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03";
+    script.send(&mut sockets, CLIENT, hello);
+    for at in [CLIENT, SERVER] {
+        script.open_stream(&streams.0[at], &sockets.0[at], true, FirstBytes::Http1);
+    }
+    script.exchange(&mut streams, 1);
+    let played = script.play();
+    let (client, server) = (played.of(1, Role::Client), played.of(1, Role::Server));
+    assert_eq!(client.connection.remote, sockets.0[CLIENT].remote);
+    assert_eq!(server.connection.remote, sockets.0[CLIENT].local);
+    assert!(client.connection.tls.is_some() && client.connection.backend == Backend::Openssl);
+    assert_eq!(server.trace.parent, Some(client.trace.span_id));
+    let uses = played.capture.tls_uses();
+    assert_eq!(uses.len(), 2);
+    assert!(uses.iter().all(|used| (used.sockets, used.read) == (1, 1)), "{uses:?}");
+}
+
+#[test]
+fn an_exchange_waits_for_its_socket_and_no_longer_than_told() {
+    for known_later in [true, false] {
+        let mut script = Script::default();
+        let (sockets, mut streams) = tls(&mut script, 1);
+        script.open_stream(&streams.0[SERVER], &sockets.0[SERVER], false, FirstBytes::Http1);
+        script.exchange(&mut streams, 1);
+        script.records.retain(|record| {
+            let event = event::decode(record).unwrap();
+            event.conn() != Some(streams.0[CLIENT].conn)
+        });
+        let mut played = script.play();
+        assert!(played.exchanges().is_empty(), "it waits");
+        if known_later {
+            let mut rest = Script { time: script.time, records: Vec::new() };
+            rest.open_stream(&streams.0[SERVER], &sockets.0[SERVER], true, FirstBytes::Http1);
+            feed_all(&mut played, rest.records.iter().map(Vec::as_slice));
+        } else {
+            played.capture.on_tick(Timestamp(script.time + 1_000_000), &mut played.out);
+            assert!(played.exchanges().is_empty(), "a millisecond is not long");
+            played.capture.on_tick(Timestamp(script.time + 3_000_000_000), &mut played.out);
+        }
+        let exchange = played.of(1, Role::Server);
+        if known_later {
+            assert_eq!((exchange.incomplete, &exchange.connection.remote), (None, &sockets.0[SERVER].remote));
+        } else {
+            assert_eq!(exchange.incomplete, Some(Incomplete::PeerUnknown));
+            assert_eq!(exchange.connection.remote, SocketAddress::Unknown);
+        }
+        assert_eq!(played.capture.counts().peer_unknown, u64::from(!known_later));
+    }
+}
+
+#[test]
+fn the_end_of_a_socket_ends_the_plaintext_above_it() {
+    let mut script = Script::default();
+    let (sockets, mut streams) = tls(&mut script, 1);
+    script.open_stream(&streams.0[CLIENT], &sockets.0[CLIENT], true, FirstBytes::Http1);
+    script.moved(&mut streams.0[CLIENT], Direction::Send, &request(1, ""), 0, b"");
+    script.moved(&mut streams.0[CLIENT], Direction::Receive, b"HTTP/1.1 200 OK\r\n\r\nuntil the end", 0, b"");
+    script.close(&sockets.0[CLIENT], true, false, false);
+    script.close(&sockets.0[CLIENT], false, true, false);
+    let played = script.play();
+    assert_eq!(played.of(1, Role::Client).outcome, Outcome::Complete);
+    assert_eq!(played.capture.connections(), 1, "the other socket is left");
+    assert_eq!(played.capture.counts().tls_unread, 0);
+}
+
+#[test]
+fn a_socket_whose_plaintext_nobody_yields_is_a_blind_spot() {
+    let mut script = Script::default();
+    let (sockets, streams) = tls(&mut script, 1);
+    // The server's library yields something that is no HTTP: read, if not understood.
+    script.open_stream(&streams.0[SERVER], &sockets.0[SERVER], true, FirstBytes::Other);
+    for end in &sockets.0 {
+        script.close(end, true, true, false);
+    }
+    let played = script.play();
+    assert_eq!(played.capture.counts().tls_sockets, 2);
+    assert_eq!(played.capture.counts().tls_unread, 1);
+    let unread: Vec<_> =
+        played.capture.tls_uses().into_iter().filter(|used| used.read == 0).map(|used| used.process).collect();
+    assert_eq!(unread, [sockets.0[CLIENT].process]);
 }
 
 #[test]

@@ -73,6 +73,7 @@ const OTHER: &[(&str, &str)] = &[
     ("admin.openMetrics", "true"),
     ("capture.budget", "8KiB"),
     ("capture.backend", "sys_exit"),
+    ("capture.tls", "false"),
     ("capture.ringBuffer", "16MiB"),
     ("limits.connections", "100"),
     ("limits.processes", "100"),
@@ -145,7 +146,8 @@ fn the_defaults_are_safe() {
         Capture {
             budget: agent_common::limits::BUDGET_DEFAULT,
             backend: Backend::Auto,
-            ring_buffer: agent_common::limits::RING_BYTES
+            ring_buffer: agent_common::limits::RING_BYTES,
+            tls: true,
         }
     );
     assert_eq!(config.store_calls, 10_000);

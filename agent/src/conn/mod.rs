@@ -284,6 +284,7 @@ mod tests {
             fruitless: 0,
             last: Timestamp(id),
             orphan: false,
+            layer: Layer::Plain,
         }
     }
 

@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn without_the_address_of_memmove_no_call_is_a_copy() {
         let code = function(&call(7, MEMMOVE_AT));
-        assert_eq!(body_of(&code, None).unwrap().copies, []);
+        assert!(body_of(&code, None).unwrap().copies.is_empty());
     }
 
     #[test]
