@@ -206,7 +206,7 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
         ..agent_common::config::Config::default()
     };
     let settings = bpf::Settings { ring_bytes: config.capture.ring_buffer, config: kernel_config };
-    let (mut attached, ring) = bpf::attach(&features, &plan, settings)?;
+    let (attached, ring) = bpf::attach(&features, &plan, settings)?;
     for attachment in attached.attachments.iter().filter(|attachment| attachment.failure.is_some()) {
         tracing::warn!(
             program = attachment.program,
@@ -217,7 +217,6 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
     }
     let attachments = attached.attachments.clone();
     let shared = Arc::new(Shared::default());
-    let tls = if config.capture.tls { tls(&mut attached, &shared) } else { Err("`capture.tls` is false".to_owned()) };
     let kernel = Arc::new(Kernel {
         attached: Mutex::new(Some(attached)),
         last: Mutex::new(([0; agent_common::counters::Counter::ALL.len()], 0)),
@@ -258,6 +257,8 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
         spawn("capture", move || worker.run(ring))?
     };
 
+    // With the ring buffer being read: probing takes a moment, and traffic does not wait.
+    let tls = if config.capture.tls { tls(&kernel, &shared) } else { Err("`capture.tls` is false".to_owned()) };
     let (sources, discover) = match tls {
         Ok(worker) => {
             let view = worker.discovery.view();
@@ -313,11 +314,13 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
 }
 
 /// What reads TLS: the programs, loaded, and everything that runs now, probed. `Err`: why TLS is not read.
-fn tls(attached: &mut Attached, shared: &Arc<Shared>) -> Result<discover_thread::Worker, String> {
-    let uprobes = attached.uprobes().map_err(|error| {
+fn tls(kernel: &Kernel, shared: &Arc<Shared>) -> Result<discover_thread::Worker, String> {
+    let mut attached = kernel.attached.lock().unwrap_or_else(PoisonError::into_inner);
+    let uprobes = attached.as_mut().context("the agent is stopping").and_then(Attached::uprobes).map_err(|error| {
         tracing::warn!(error = format!("{error:#}"), "TLS libraries cannot be probed");
         format!("{error:#}")
     })?;
+    drop(attached);
     let mut discovery = Discovery::new(uprobes, "/proc");
     // Before the first look, so that nothing appears between the two.
     let mappings = bpf::Mappings::open(&processors())

@@ -33,9 +33,24 @@ fn held() -> Option<usize> {
     Some(named("prog", &PROGRAMS)? + named("map", &MAPS)?)
 }
 
+/// As [`held`], when it no longer changes: the kernel frees what an agent before us had a moment after its end.
+fn settled() -> Option<usize> {
+    let (mut last, mut same) = (held()?, 0);
+    wait_until(
+        || {
+            let now = held().unwrap_or_default();
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+            same == 20
+        },
+        PATIENCE,
+    );
+    Some(last)
+}
+
 #[test]
 fn killed_it_leaves_nothing_in_the_kernel_and_traffic_goes_on() {
-    let Some(before) = held() else {
+    let Some(before) = settled() else {
         skip("killed_it_leaves_nothing_in_the_kernel_and_traffic_goes_on", "bpftool is not installed");
         return;
     };
