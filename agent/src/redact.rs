@@ -383,6 +383,7 @@ impl Redactor {
             peer_port,
             version: exchange.version,
             transport: connection.transport,
+            tls: connection.tls.clone(),
             user_agent,
             error_type: self.error_type(exchange, status),
             pid: exchange.pid,
@@ -391,7 +392,7 @@ impl Redactor {
             backend: connection.backend,
             incomplete: exchange.incomplete,
             headers: self.headers(exchange),
-            auth_scheme: request.and_then(|request| self.auth_scheme(request, target.query)),
+            auth_scheme: request.and_then(|request| self.auth_scheme(exchange, request, target.query)),
         }
     }
 
@@ -438,7 +439,7 @@ impl Redactor {
     }
 
     /// How the caller identified itself, by shape alone: nothing is verified, nothing is kept.
-    fn auth_scheme(&self, request: &Request, query: Option<&[u8]>) -> Option<&'static str> {
+    fn auth_scheme(&self, exchange: &Exchange, request: &Request, query: Option<&[u8]>) -> Option<&'static str> {
         let mut api_key = false;
         let mut cookie = false;
         for (name, value) in request.headers.iter() {
@@ -456,6 +457,9 @@ impl Redactor {
         }
         if cookie {
             return Some("cookie");
+        }
+        if exchange.connection.tls.as_ref().is_some_and(|handshake| handshake.client_certificate_sent) {
+            return Some("mtls");
         }
         // A field that was dropped may have been the credential: unknown is said, not guessed.
         if request.headers.truncated { None } else { Some("none") }
@@ -919,8 +923,8 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        Backend, Body, ConnId, Connection, Field, Outcome, ProcessRef, Response, SpanId, Timestamp, Timing,
-        TraceContext, TraceId, Transport, Version,
+        Backend, Body, ConnId, Connection, Field, Handshake, Outcome, ProcessRef, Response, SpanId, Timestamp, Timing,
+        TraceContext, TraceId, Transport, Version, fixture,
     };
 
     const SECRET: &str = "s3cr3tS3cr3tS3cr3tS3cr3t";
@@ -998,6 +1002,22 @@ mod tests {
 
     fn server(method: &str, target: &str, fields: &[(&str, &str)]) -> CallReport {
         report_of(&exchange(Role::Server, method.as_bytes(), target.as_bytes(), fields, Some(200)))
+    }
+
+    fn encrypted(mut exchange: Exchange, handshake: Handshake) -> Exchange {
+        Arc::get_mut(&mut exchange.connection).unwrap().tls = Some(Arc::new(handshake));
+        exchange
+    }
+
+    #[test]
+    fn a_call_over_tls_says_so_and_shares_the_handshake_of_its_connection() {
+        let plain = exchange(Role::Server, b"GET", b"/", &[], Some(200));
+        let report = report_of(&plain);
+        assert_eq!((report.scheme, report.tls), ("http", None));
+        let exchange = encrypted(plain, fixture::handshake());
+        let report = report_of(&exchange);
+        assert_eq!(report.scheme, "https");
+        assert!(Arc::ptr_eq(report.tls.as_ref().unwrap(), exchange.connection.tls.as_ref().unwrap()));
     }
 
     #[test]
@@ -1130,6 +1150,13 @@ mod tests {
             (&[], "/?api_key=abc", "api_key"),
         ] {
             assert_eq!(server("GET", target, fields).auth_scheme, Some(scheme), "{fields:?} {target}");
+        }
+        for (fields, sent, scheme) in
+            [(&[][..], true, "mtls"), (&[], false, "none"), (&[("Authorization", "Basic dTpw")], true, "basic")]
+        {
+            let handshake = Handshake { client_certificate_sent: sent, ..Handshake::default() };
+            let report = report_of(&encrypted(exchange(Role::Server, b"GET", b"/", fields, None), handshake));
+            assert_eq!(report.auth_scheme, Some(scheme));
         }
         let mut truncated = exchange(Role::Server, b"GET", b"/", &[("A", "b")], None);
         truncated.request.as_mut().unwrap().headers.truncated = true;

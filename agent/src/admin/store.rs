@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 
-use crate::model::{CallReport, Role, TraceId};
+use crate::model::{CallReport, Handshake, Role, TraceId};
 
 /// Calls looked at per hold of the lock, so that a slow query never makes the writer wait for the whole ring.
 const SCAN: u64 = 1_024;
@@ -496,7 +496,9 @@ fn estimated_bytes(report: &CallReport) -> usize {
     ];
     let strings: usize = strings.into_iter().flatten().map(|text| text.len() + OVERHEAD).sum();
     let headers: usize = report.headers.iter().map(|(name, value)| name.len() + value.len() + 3 * OVERHEAD).sum();
-    size_of::<CallReport>() + size_of::<(Arc<CallReport>, usize)>() + OVERHEAD + strings + headers
+    let handshake =
+        report.tls.as_ref().map_or(0, |handshake| size_of::<Handshake>() + handshake.memory() + 4 * OVERHEAD);
+    size_of::<CallReport>() + size_of::<(Arc<CallReport>, usize)>() + OVERHEAD + strings + headers + handshake
 }
 
 /// A panic in another thread leaves whole values behind: every critical section here is a few assignments.

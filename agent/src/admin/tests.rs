@@ -52,6 +52,7 @@ fn call() -> CallReport {
         peer_port: None,
         version: Version::Http11,
         transport: Transport::Tcp,
+        tls: None,
         user_agent: None,
         error_type: None,
         pid: 7,

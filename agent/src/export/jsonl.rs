@@ -14,7 +14,7 @@ use serde::{
 };
 use tokio::{fs::File, io::AsyncWriteExt as _};
 
-use super::{Complaint, Delivery, Exporter, Queue};
+use super::{Complaint, Delivery, Exporter, Queue, tls};
 use crate::model::CallReport;
 
 /// A batch is one write, so this is also the longest time a line waits: well under the promised 200 ms.
@@ -132,6 +132,16 @@ impl Serialize for Line<'_> {
         known("network.protocol.name", Some("http"))?;
         known("network.protocol.version", Some(report.version.name()))?;
         known("network.transport", Some(report.transport.name()))?;
+        if let Some(handshake) = &report.tls {
+            tls::attributes(handshake, |key, value| match value {
+                tls::Value::Text(text) => map.serialize_entry(key, &*text),
+                tls::Value::Bool(truth) => map.serialize_entry(key, &truth),
+            })?;
+        }
+        let mut known = |key: &str, value: Option<&str>| match value {
+            Some(value) => map.serialize_entry(key, value),
+            None => Ok(()),
+        };
         known("user_agent.original", report.user_agent.as_deref())?;
         known("error.type", report.error_type.as_deref())?;
         known("process.executable.name", workload.executable_name.as_deref())?;
@@ -200,9 +210,18 @@ impl Serialize for Hex<'_> {
 pub struct Rfc3339(pub u64);
 
 impl std::fmt::Display for Rfc3339 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{:09}Z", Civil(self.0 / 1_000_000_000), self.0 % 1_000_000_000)
+    }
+}
+
+/// Seconds since the Unix epoch as `2023-11-14T22:13:20`, without the zone.
+pub(super) struct Civil(pub(super) u64);
+
+impl std::fmt::Display for Civil {
     /// Civil date by Howard Hinnant's days-to-civil, for days since 1970 only.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (seconds, nanos) = (self.0 / 1_000_000_000, self.0 % 1_000_000_000);
+        let seconds = self.0;
         let (days, time) = (seconds / 86_400, seconds % 86_400);
         let shifted = days + 719_468;
         let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
@@ -213,7 +232,7 @@ impl std::fmt::Display for Rfc3339 {
         let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
         let year = year_of_era + era * 400 + u64::from(month <= 2);
         let (hour, minute, second) = (time / 3_600, time / 60 % 60, time % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")
     }
 }
 
@@ -249,13 +268,19 @@ mod tests {
                 "trace_id": "abababababababababababababababab", "span_id": "cdcdcdcdcdcdcdcd",
                 "parent_span_id": "efefefefefefefef",
                 "http.request.method": "_OTHER", "http.request.method_original": "PROPFIND",
-                "url.scheme": "http", "url.path": "/users/42", "url.query": "q=a&sig=REDACTED",
+                "url.scheme": "https", "url.path": "/users/42", "url.query": "q=a&sig=REDACTED",
                 "http.route": "/users/{id}", "http.response.status_code": 503,
                 "http.request.body.size": 3, "http.response.body.size": 1000,
                 "server.address": "shop.example", "server.port": 8080,
                 "client.address": "10.0.0.7", "client.port": 50000,
                 "network.peer.address": "10.0.0.7", "network.peer.port": 50000,
                 "network.protocol.name": "http", "network.protocol.version": "1.1", "network.transport": "tcp",
+                "tls.protocol.name": "tls", "tls.protocol.version": "1.2",
+                "tls.cipher": "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "tls.curve": "x25519",
+                "tls.next_protocol": "http/1.1", "tls.established": true, "tls.resumed": false,
+                "tls.client.server_name": "shop.example",
+                "tls.server.subject": "CN=shop.example", "tls.server.issuer": "CN=Weir Test CA,O=Weir Test",
+                "tls.server.not_before": "2023-11-14T22:13:20Z", "tls.server.not_after": "2024-11-13T22:13:20Z",
                 "user_agent.original": "curl/8", "error.type": "503",
                 "process.pid": 42, "thread.id": 43,
                 "process.executable.name": "nginx", "process.executable.path": "/usr/sbin/nginx",

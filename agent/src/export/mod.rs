@@ -5,6 +5,7 @@ pub mod console;
 pub mod jsonl;
 pub mod otlp;
 pub mod prometheus;
+mod tls;
 
 use std::{
     collections::VecDeque,

@@ -212,7 +212,10 @@ mod tests {
         assert!(text.contains("http_server_request_duration_seconds_bucket{service_name=\"shop\""));
         assert!(text.contains("http_client_response_body_size_bytes_sum"));
         assert!(text.contains("weir_lost_total{stage=\"otlp\",reason=\"queue_full\"} 3\n"));
-        assert!(text.contains("weir_calls_total{span_kind=\"client\",protocol=\"http/1.1\",tls=\"false\"} 2\n"));
+        for tls in [false, true] {
+            let line = format!("weir_calls_total{{span_kind=\"client\",protocol=\"http/1.1\",tls=\"{tls}\"}} 1\n");
+            assert!(text.contains(&line), "{line}");
+        }
         assert!(text.contains("otel_metric_overflow=\"true\""));
     }
 

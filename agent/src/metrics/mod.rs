@@ -285,7 +285,7 @@ impl Registry {
         let key = SeriesKey::of(report);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
-        if let Some(count) = state.calls.get_mut(calls_index(report.role, report.version, report.scheme == "https")) {
+        if let Some(count) = state.calls.get_mut(calls_index(report.role, report.version, report.tls.is_some())) {
             *count += 1;
         }
         if let Some(reason) = report.incomplete

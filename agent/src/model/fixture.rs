@@ -3,8 +3,34 @@
 use std::sync::Arc;
 
 use super::{
-    Backend, CallReport, Incomplete, ProcessRef, Role, SpanId, TraceContext, TraceId, Transport, Version, Workload,
+    Backend, CallReport, Handshake, Incomplete, ProcessRef, Role, SpanId, TraceContext, TraceId, Transport, Version,
+    Workload,
+    tls::{Certificate, CipherSuite, Key, NamedGroup, Offer, TlsVersion},
 };
+
+/// A handshake of TLS 1.2 with every field set.
+pub(crate) fn handshake() -> Handshake {
+    Handshake {
+        version: Some(TlsVersion::Tls12),
+        cipher: Some(CipherSuite(0xC02F)),
+        group: Some(NamedGroup(29)),
+        alpn: Some("http/1.1".into()),
+        established: true,
+        offer: Some(Offer { server_name: Some("shop.example".into()), ..Offer::default() }),
+        certificate: Some(Box::new(Certificate {
+            not_before_unix_s: 1_700_000_000,
+            not_after_unix_s: 1_731_536_000,
+            subject: "CN=shop.example".into(),
+            issuer: "CN=Weir Test CA,O=Weir Test".into(),
+            names: Box::new(["shop.example".into()]),
+            self_signed: false,
+            key: Some(Key { kind: "RSA", bits: 2048 }),
+            signature: Some("sha256WithRSAEncryption"),
+            weak_signature: false,
+        })),
+        ..Handshake::default()
+    }
+}
 
 /// Every field set.
 pub(crate) fn maximal(role: Role) -> CallReport {
@@ -23,7 +49,7 @@ pub(crate) fn maximal(role: Role) -> CallReport {
         },
         method: text("_OTHER"),
         method_original: text("PROPFIND"),
-        scheme: "http",
+        scheme: "https",
         path: text("/users/42"),
         query: text("q=a&sig=REDACTED"),
         route: text("/users/{id}"),
@@ -38,6 +64,7 @@ pub(crate) fn maximal(role: Role) -> CallReport {
         peer_port: Some(50_000),
         version: Version::Http11,
         transport: Transport::Tcp,
+        tls: Some(Arc::new(handshake())),
         user_agent: text("curl/8"),
         error_type: text("503"),
         pid: 42,
@@ -79,6 +106,7 @@ pub(crate) fn minimal(role: Role) -> CallReport {
         },
         method: Some(Arc::from("GET")),
         method_original: None,
+        scheme: "http",
         path: Some(Arc::from("/")),
         query: None,
         route: None,
@@ -91,6 +119,7 @@ pub(crate) fn minimal(role: Role) -> CallReport {
         client_port: None,
         peer_address: None,
         peer_port: None,
+        tls: None,
         user_agent: None,
         error_type: None,
         workload: Arc::default(),

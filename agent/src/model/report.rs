@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Backend, Incomplete, Role, TraceContext, Transport, Version, Workload};
+use super::{Backend, Handshake, Incomplete, Role, TraceContext, Transport, Version, Workload};
 
 /// One call, redacted. Built only by `redact`, read by every exporter, the store and the page; fields follow
 /// the OpenTelemetry semantic conventions for HTTP spans, and `None` means not known.
@@ -39,6 +39,8 @@ pub struct CallReport {
     pub peer_port: Option<u16>,
     pub version: Version,
     pub transport: Transport,
+    /// What the handshake of its connection said; `None` when that is not TLS. Its texts are bounded and printable.
+    pub tls: Option<Arc<Handshake>>,
     pub user_agent: Option<Arc<str>>,
     /// `error.type`: the status code where it is an error, else why the exchange failed.
     pub error_type: Option<Arc<str>>,

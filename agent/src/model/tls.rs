@@ -166,6 +166,11 @@ impl Handshake {
         self.version.map_or("tls", TlsVersion::protocol)
     }
 
+    /// Whether an earlier session was taken up; `None` while the handshake was not seen to its end.
+    pub fn resumption(&self) -> Option<bool> {
+        (self.resumed || self.established).then_some(self.resumed)
+    }
+
     /// The host that the client named.
     pub fn server_name(&self) -> Option<&str> {
         self.offer.as_ref()?.server_name.as_deref()

@@ -4,6 +4,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
+    convert::Infallible,
     fmt::Write as _,
     sync::Arc,
 };
@@ -22,6 +23,7 @@ use opentelemetry_semantic_conventions::attribute as semconv;
 
 use super::OtlpSettings;
 use crate::{
+    export::tls,
     metrics::{Kind, ResourceKey, Snapshot, Value},
     model::{CallReport, Role},
     redact::{OTHER_METHOD, is_error_status},
@@ -129,6 +131,17 @@ fn attributes(report: &CallReport) -> Vec<KeyValue> {
     list.text(semconv::NETWORK_PROTOCOL_NAME, Some("http"));
     list.text(semconv::NETWORK_PROTOCOL_VERSION, Some(report.version.name()));
     list.text(semconv::NETWORK_TRANSPORT, Some(report.transport.name()));
+    if let Some(handshake) = &report.tls {
+        let each = |key, value| {
+            let value = match value {
+                tls::Value::Text(text) => any_value::Value::StringValue(text.into_owned()),
+                tls::Value::Bool(truth) => any_value::Value::BoolValue(truth),
+            };
+            list.add(Cow::Borrowed(key), value);
+            Ok::<(), Infallible>(())
+        };
+        let Ok(()) = tls::attributes(handshake, each);
+    }
     list.text(semconv::USER_AGENT_ORIGINAL, report.user_agent.as_deref());
     list.text(semconv::ERROR_TYPE, report.error_type.as_deref());
     list.int(semconv::THREAD_ID, Some(report.tid));
@@ -383,7 +396,7 @@ mod tests {
     const REGISTRY: &str = include_str!("../../../docs/registry.yaml");
 
     /// Attributes of the conventions that are emitted, by the constants of the crate, with their types there.
-    const CONVENTIONS: [(&str, &str); 37] = [
+    const CONVENTIONS: [(&str, &str); 49] = [
         (semconv::CLIENT_ADDRESS, "string"),
         (semconv::CLIENT_PORT, "int"),
         (semconv::CONTAINER_ID, "string"),
@@ -410,6 +423,18 @@ mod tests {
         (semconv::SERVICE_NAMESPACE, "string"),
         (semconv::SERVICE_VERSION, "string"),
         (semconv::THREAD_ID, "int"),
+        (semconv::TLS_CIPHER, "string"),
+        ("tls.client.server_name", "string"),
+        (semconv::TLS_CURVE, "string"),
+        (semconv::TLS_ESTABLISHED, "boolean"),
+        (semconv::TLS_NEXT_PROTOCOL, "string"),
+        (semconv::TLS_PROTOCOL_NAME, "string"),
+        (semconv::TLS_PROTOCOL_VERSION, "string"),
+        (semconv::TLS_RESUMED, "boolean"),
+        (semconv::TLS_SERVER_ISSUER, "string"),
+        (semconv::TLS_SERVER_NOT_AFTER, "string"),
+        (semconv::TLS_SERVER_NOT_BEFORE, "string"),
+        (semconv::TLS_SERVER_SUBJECT, "string"),
         (semconv::URL_FULL, "string"),
         (semconv::URL_PATH, "string"),
         (semconv::URL_QUERY, "string"),
