@@ -1,13 +1,17 @@
 //! What to probe in a file that may hold a TLS library: pure, bytes of an ELF file in, probe addresses out. One file per
 //! stack and one word in [`find`]. Never guesses: an address that is not proven by the file itself is not given.
 
+pub mod boringssl;
+mod eh_frame;
 pub mod elf;
 pub mod gnutls;
 pub mod go;
 pub mod nss;
 pub mod openssl;
+pub mod rustls;
 #[cfg(test)]
 mod sample;
+mod scan;
 pub mod x86;
 
 use std::fmt;
@@ -93,7 +97,7 @@ pub enum Effort {
 
 /// What to probe in a file. Every stack that is in it is found, the ones that cannot be read too.
 pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, effort: Effort) -> Found {
-    let stacks: [Find<'a, R>; 4] = [openssl::find, go::find, gnutls::find, nss::find];
+    let stacks: [Find<'a, R>; 6] = [openssl::find, go::find, gnutls::find, nss::find, rustls::find, boringssl::find];
     let mut found = Found::default();
     for stack in stacks {
         stack(image, effort, &mut found);
