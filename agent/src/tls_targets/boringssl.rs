@@ -293,3 +293,6 @@ fn errors(code: &Code<'_>, sources: &[u64]) -> BTreeSet<(u64, u64)> {
     }
     errors
 }
+
+#[cfg(test)]
+mod tests;

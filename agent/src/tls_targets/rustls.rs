@@ -227,3 +227,6 @@ fn version_at(bytes: &[u8], at: usize) -> Option<String> {
     let end = rest.iter().take(MAX_VERSION).position(|byte| !byte.is_ascii_digit() && *byte != b'.')?;
     Some(format!(" {}", String::from_utf8_lossy(rest.get(..end)?)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -118,21 +118,53 @@ impl Sample {
             segment(object::elf::PT_NOTE, object::elf::PF_R, note_at, note.len() as u64),
         ];
         let machine = if self.is_arm64 { object::elf::EM_AARCH64 } else { object::elf::EM_X86_64 };
-        let mut header = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        header.extend([object::elf::ET_DYN, machine, 1, 0].map(u16::to_le_bytes).concat());
-        header.extend([0, 64, sections_at].map(u64::to_le_bytes).concat());
-        header
-            .extend([0, 0, 64, 56, segments.len() as u16, 64, sections.len() as u16, 4].map(u16::to_le_bytes).concat());
-        header.extend(segments.concat());
-        assert!(header.len() <= 0x1000);
-        file.0.splice(..header.len(), header);
+        file.header(machine, &segments, sections.len() as u16, sections_at);
         file.0
     }
+}
+
+/// A file that is nothing but sections with these names, at these offsets, all of them mapped executable.
+pub(super) fn sections(parts: &[(&str, u64, Vec<u8>)]) -> Vec<u8> {
+    let mut file = Writer(vec![0; 0x1000]);
+    let mut names = Strings(vec![0]);
+    let mut headers = vec![section(0, object::elf::SHT_NULL, 0, 0, 0, 0)];
+    for (name, offset, bytes) in parts {
+        assert!(file.0.len() as u64 <= *offset);
+        file.0.resize(*offset as usize, 0);
+        file.0.extend(bytes);
+        headers.push(section(
+            names.add(name),
+            object::elf::SHT_PROGBITS,
+            BIAS + offset,
+            *offset,
+            bytes.len() as u64,
+            0,
+        ));
+    }
+    let size = file.0.len() as u64;
+    let shstrtab = names.add(".shstrtab");
+    let names_at = file.put(&names.0);
+    headers.push(section(shstrtab, object::elf::SHT_STRTAB, 0, names_at, names.0.len() as u64, 0));
+    let sections_at = file.put(&headers.concat());
+    let segments = [segment(object::elf::PT_LOAD, object::elf::PF_R | object::elf::PF_X, 0, size)];
+    file.header(object::elf::EM_X86_64, &segments, headers.len() as u16, sections_at);
+    file.0
 }
 
 struct Writer(Vec<u8>);
 
 impl Writer {
+    /// The last section has the names of the others.
+    fn header(&mut self, machine: u16, segments: &[[u8; 56]], sections: u16, sections_at: u64) {
+        let mut header = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        header.extend([object::elf::ET_DYN, machine, 1, 0].map(u16::to_le_bytes).concat());
+        header.extend([0, 64, sections_at].map(u64::to_le_bytes).concat());
+        header.extend([0, 0, 64, 56, segments.len() as u16, 64, sections, sections - 1].map(u16::to_le_bytes).concat());
+        header.extend(segments.concat());
+        assert!(header.len() <= 0x1000);
+        self.0.splice(..header.len(), header);
+    }
+
     /// Where it is.
     fn put(&mut self, bytes: &[u8]) -> u64 {
         let at = self.0.len().next_multiple_of(8);
