@@ -12,6 +12,7 @@ pub mod client;
 pub mod guard;
 pub mod server;
 pub mod servers;
+pub mod tls;
 
 /// How long anything that should happen at once may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);

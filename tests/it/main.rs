@@ -17,4 +17,6 @@ mod load;
 mod otlp;
 mod plaintext;
 mod sockets;
+mod tls;
+mod tls_safety;
 mod trace;

@@ -53,6 +53,14 @@ const NEEDS: &[Need] = &[
     Need { package: "bpftool", files: &["bpftool"], wanted_for: &[Test] },
     Need { package: "wrk", files: &["wrk"], wanted_for: &[Test] },
     Need { package: "runc", files: &["runc"], wanted_for: &[Test] },
+    // What the tests of TLS call with, beside the programs of requirements.txt: GnuTLS twice, and an older Go.
+    Need { package: "wget", files: &["wget"], wanted_for: &[Test] },
+    Need {
+        package: "libcurl3-gnutls",
+        files: &["/usr/lib/x86_64-linux-gnu/libcurl-gnutls.so.4", "/usr/lib/libcurl-gnutls.so.4"],
+        wanted_for: &[Test],
+    },
+    Need { package: "golang-go", files: &["go"], wanted_for: &[Test] },
     Need { package: "qemu-system-x86", files: &["qemu-system-x86_64"], wanted_for: &[Vm, Test] },
     Need { package: "busybox-static", files: &["/bin/busybox", "/usr/bin/busybox"], wanted_for: &[Vm, Test] },
 ];
