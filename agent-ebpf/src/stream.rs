@@ -339,9 +339,6 @@ pub(crate) fn report_handshake<S: Socket>(
     wanted: u32,
 ) {
     let now = now();
-    if state.flags & flag::OPENED == 0 {
-        open(state, socket, moved, protocol::TLS, now);
-    }
     let start = advance(state, socket, moved);
     // SAFETY: a per-CPU map value.
     unsafe { (*scratch).locals.wanted = u64::from(wanted) };

@@ -10,7 +10,7 @@ use core::mem::zeroed;
 use agent_common::classify::{is_tls_application_data, is_tls_expansion};
 use agent_common::config::paused;
 use agent_common::counters::Counter;
-use agent_common::event::{Open, association, direction};
+use agent_common::event::{Open, association, direction, protocol};
 use agent_common::limits::{HANDSHAKE_BUDGET, TLS_SLOTS, VOTES};
 use agent_common::tls::{Cookie, Layout, UNKNOWN};
 use aya_ebpf::bindings::BPF_NOEXIST;
@@ -134,6 +134,10 @@ pub(crate) fn carry<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, 
         _ => 0,
     };
     note(identity(state), moved, word);
+    if state.verdict == verdict::TLS && state.flags & flag::OPENED == 0 {
+        // Also when the handshake is long over: the plaintext above has no addresses of its own.
+        stream::open(state, socket, moved, protocol::TLS, stream::now());
+    }
     let index = usize::from(moved.direction == direction::SEND);
     let left = if index == 1 { state.partial_len[1] } else { state.partial_len[0] };
     if left == 0 {
@@ -274,7 +278,7 @@ fn announce(state: &mut TlsState, moved: &Moved) {
     let object = Object(&raw const *state);
     let said = Moved { direction: moved.direction, len: 0, backend: state.backend, slot: moved.slot };
     if state.stream.verdict == verdict::HTTP1 && state.socket != EXCLUDED {
-        stream::open(&mut state.stream, object, &said, agent_common::event::protocol::HTTP1, stream::now());
+        stream::open(&mut state.stream, object, &said, protocol::HTTP1, stream::now());
     }
 }
 
