@@ -19,7 +19,7 @@ use wire::Wire;
 /// certificates the first is enough.
 const MAX_MESSAGE: usize = 16 * 1024;
 /// Bytes of one direction after which nothing more is learnt. The longest chains of certificates have some 10 KiB.
-const MAX_STREAM: u64 = 64 * 1024;
+const MAX_STREAM: usize = 64 * 1024;
 /// 2^14 bytes and what encryption may add to them (RFC 5246 section 6.2.3).
 const MAX_RECORD: usize = 16 * 1024 + 2048;
 /// Type, version, length.
@@ -65,14 +65,14 @@ pub struct Reader {
 #[derive(Debug, Default)]
 struct Side {
     /// Bytes seen.
-    position: u64,
+    position: usize,
     header: [u8; RECORD_HEADER],
     header_len: usize,
     /// Content type of the record that `record_left` bytes are still to come of.
     content: u8,
     record_left: usize,
-    alert: [u8; 2],
-    alert_len: usize,
+    /// Of an alert whose description is still to come.
+    alert_level: Option<u8>,
     /// The message that is being gathered, with its header.
     message: Vec<u8>,
     /// Bytes of a message that are still to come and of no use.
@@ -92,7 +92,9 @@ impl Reader {
     }
 
     /// The next bytes of `direction`.
-    pub fn on_bytes(&mut self, direction: Direction, mut bytes: &[u8]) {
+    pub fn on_bytes(&mut self, direction: Direction, bytes: &[u8]) {
+        let room = MAX_STREAM.saturating_sub(self.side(direction).position);
+        let (mut bytes, beyond) = bytes.split_at(bytes.len().min(room));
         while !bytes.is_empty() {
             let side = self.side(direction);
             if side.over {
@@ -108,16 +110,15 @@ impl Reader {
             let (payload, rest) = bytes.split_at(side.record_left.min(bytes.len()));
             bytes = rest;
             side.record_left -= payload.len();
-            side.position += payload.len() as u64;
+            side.position += payload.len();
             match side.content {
                 content::HANDSHAKE if !side.finished => self.on_handshake(direction, payload),
                 content::ALERT if !side.cipher_changed => self.on_alert(direction, payload),
                 _ => {}
             }
-            let side = self.side(direction);
-            if side.position >= MAX_STREAM {
-                side.give_up();
-            }
+        }
+        if !beyond.is_empty() {
+            self.side(direction).give_up();
         }
     }
 
@@ -202,6 +203,7 @@ impl Reader {
             // known (RFC 8446 appendix D.4).
             content::HANDSHAKE if side.cipher_changed && !(is_server && retried) => {
                 side.finished = true;
+                side.message = Vec::new();
                 self.settle();
             }
             content::APPLICATION_DATA => {
@@ -215,19 +217,16 @@ impl Reader {
 
     fn on_alert(&mut self, direction: Direction, payload: &[u8]) {
         const FATAL: u8 = 2;
-        let side = self.side(direction);
         for byte in payload {
-            if let Some(place) = side.alert.get_mut(side.alert_len) {
-                *place = *byte;
-                side.alert_len += 1;
-            }
-        }
-        if side.alert_len == side.alert.len() {
-            let [level, description] = side.alert;
-            side.alert_len = 0;
-            if level == FATAL {
-                side.give_up();
-                self.facts.alert.get_or_insert(Alert(description));
+            let side = self.side(direction);
+            match side.alert_level.take() {
+                None => side.alert_level = Some(*byte),
+                Some(FATAL) => {
+                    side.give_up();
+                    self.facts.alert.get_or_insert(Alert(*byte));
+                    return;
+                }
+                Some(_) => {}
             }
         }
     }
@@ -327,7 +326,7 @@ impl Side {
             *place = *byte;
         }
         self.header_len += piece.len();
-        self.position += piece.len() as u64;
+        self.position += piece.len();
         rest
     }
 

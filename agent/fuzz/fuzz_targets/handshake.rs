@@ -26,7 +26,9 @@ fuzz_target!(|input: &[u8]| {
         let (bytes, after) = after.split_at(usize::from(len).min(after.len()));
         rest = after;
         whole.on_bytes(direction, bytes);
-        bytes.iter().for_each(|byte| single.on_bytes(direction, &[*byte]));
+        for byte in bytes {
+            single.on_bytes(direction, &[*byte]);
+        }
         assert!(whole.memory() < MEMORY);
     }
     assert_eq!((whole.facts(), whole.is_done()), (single.facts(), single.is_done()));

@@ -99,6 +99,8 @@ mod tests {
     fn whether_a_session_was_taken_up_is_not_guessed() {
         let mut handshake = fixture::handshake();
         assert!(shown(&handshake).contains(&"tls.resumed=false".to_owned()));
+        let joined = Handshake { established: true, ..Handshake::default() };
+        assert_eq!(shown(&joined), ["tls.protocol.name=tls", "tls.established=true"]);
         handshake.established = false;
         assert!(!shown(&handshake).iter().any(|line| line.starts_with("tls.resumed") || line.contains("established")));
     }

@@ -146,6 +146,20 @@ fn a_refused_handshake_says_why() {
     }
 }
 
+/// Found by the fuzz target.
+#[test]
+fn an_alert_is_the_first_fatal_one_of_its_record_however_it_is_cut() {
+    let bytes = record(content::ALERT, &[1, 112, 2, 40, 2, 70, 2]);
+    let mut whole = Reader::new();
+    whole.on_bytes(SERVER, &bytes);
+    let mut single = Reader::new();
+    for byte in &bytes {
+        single.on_bytes(SERVER, &[*byte]);
+    }
+    assert_eq!(whole.facts().alert, Some(Alert(40)));
+    assert_eq!(single.facts(), whole.facts());
+}
+
 #[test]
 fn what_the_client_offered_is_kept() {
     use TlsVersion::{Tls10, Tls11, Tls12, Tls13};

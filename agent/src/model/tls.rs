@@ -168,7 +168,7 @@ impl Handshake {
 
     /// Whether an earlier session was taken up; `None` while the handshake was not seen to its end.
     pub fn resumption(&self) -> Option<bool> {
-        (self.resumed || self.established).then_some(self.resumed)
+        (self.resumed || (self.established && self.version.is_some())).then_some(self.resumed)
     }
 
     /// The host that the client named.
