@@ -25,7 +25,7 @@ use super::{
 /// The end of the name of the source file with `SSL_read` and `SSL_write`; the start depends on the build.
 const SOURCE: &[u8] = b"ssl/ssl_lib.cc\0";
 /// Bytes of such a name.
-const MAX_SOURCE: usize = 512;
+const MAX_SOURCE: usize = scan::OVERLAP as usize - SOURCE.len();
 /// Copies of the name.
 const MAX_SOURCES: usize = 16;
 /// Places that name it; there are about two hundred.
@@ -157,7 +157,7 @@ fn in_state(place: Value) -> bool {
 fn sources<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Vec<u64> {
     let mut found = BTreeSet::new();
     let Some(section) = image.section(".rodata") else { return Vec::new() };
-    scan::pieces(image, section, MAX_SOURCE as u64, &mut |address, bytes| {
+    scan::pieces(image, section, &mut |address, bytes| {
         for end in memmem::find_iter(bytes, SOURCE) {
             let before = bytes.get(end.saturating_sub(MAX_SOURCE)..end).unwrap_or_default();
             if let Some(start) = memchr::memrchr(0, before) {
@@ -199,7 +199,7 @@ fn places<'a, R: ReadRef<'a>>(image: &Image<'a, R>, text: Section, sources: &[u6
         .map(|source| memmem::Finder::new(&[[0xb9].as_slice(), &source.to_le_bytes()].concat()).into_owned())
         .collect();
     let mut places = Vec::new();
-    scan::pieces(image, text, LEN as u64, &mut |address, bytes| {
+    scan::pieces(image, text, &mut |address, bytes| {
         for at in relative.find_iter(bytes) {
             let place = address.wrapping_add(at as u64);
             let distance = bytes.get(at + RELATIVE.len()..).and_then(|rest| rest.first_chunk());

@@ -210,8 +210,7 @@ fn reads(instruction: &Instruction, state: &State, offset: i64) -> bool {
 fn version<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Option<String> {
     let section = image.section(".rodata")?;
     let (mut is_there, mut version) = (false, String::new());
-    let overlap = (MESSAGE.len() + PATH.len() + MAX_VERSION) as u64;
-    scan::pieces(image, section, overlap, &mut |_, bytes| {
+    scan::pieces(image, section, &mut |_, bytes| {
         is_there |= memmem::find(bytes, MESSAGE).is_some();
         if version.is_empty() {
             version = memmem::find_iter(bytes, PATH).find_map(|at| version_at(bytes, at)).unwrap_or_default();
