@@ -40,8 +40,8 @@ const MAX_VERSION: usize = 16;
 
 const MACHINE: &str = "it uses rustls on arm64, which this agent cannot read yet";
 const OLDER: &str = "it uses a rustls older than 0.23, whose functions are others; build it with rustls 0.23";
-const INLINED: &str = "its symbols do not name both functions of rustls that see plaintext: they were merged into \
-                       others; build it without `lto = \"fat\"` and with more than one codegen unit";
+const INLINED: &str = "the compiler merged the functions of rustls that see plaintext into others; a release build with \
+                       Cargo's defaults (opt-level 3, no link-time optimisation) keeps them";
 const SHAPE: &str = "it was built by a compiler that lays out what rustls hands on in a way this agent does not know";
 
 /// What a symbol names.
