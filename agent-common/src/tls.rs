@@ -41,12 +41,24 @@ pub struct Layout {
     pub server: u16,
     pub server_mask: u8,
     pub padding: u8,
+    /// From the stack pointer at a [`form::GO_READ_COPY`] to where the function keeps the address of the object;
+    /// [`UNKNOWN`]: it was kept when the call began.
+    pub stack: u16,
+    pub reserved: [u16; 3],
 }
-const _: () = assert!(size_of::<Layout>() == 8);
+const _: () = assert!(size_of::<Layout>() == 16);
 
 impl Layout {
     /// Nothing is known of the object.
-    pub const NONE: Self = Self { random_base: UNKNOWN, random: UNKNOWN, server: UNKNOWN, server_mask: 0, padding: 0 };
+    pub const NONE: Self = Self {
+        random_base: UNKNOWN,
+        random: UNKNOWN,
+        server: UNKNOWN,
+        server_mask: 0,
+        padding: 0,
+        stack: UNKNOWN,
+        reserved: [0; 3],
+    };
 }
 
 // SAFETY: `repr(C)` without implicit padding, every bit pattern valid.
@@ -61,7 +73,7 @@ pub struct Watched {
     /// `CLOCK_MONOTONIC` when all its probes were attached; connections older than this were met late.
     pub since_ns: u64,
 }
-const _: () = assert!(size_of::<Watched>() == 16);
+const _: () = assert!(size_of::<Watched>() == 24);
 
 // SAFETY: `repr(C)` without implicit padding, every bit pattern valid.
 #[cfg(feature = "user")]

@@ -82,6 +82,13 @@ impl Registers {
         unsafe { word(self.0, registers::GOROUTINE) }
     }
 
+    /// The stack pointer.
+    #[inline(always)]
+    pub(crate) fn stack(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { word(self.0, registers::STACK) }
+    }
+
     /// The conditional branch "below or equal" under the probe will be taken.
     #[inline(always)]
     pub(crate) fn branches(&self) -> bool {
@@ -111,6 +118,7 @@ mod registers {
     /// r14.
     pub(super) const GOROUTINE: usize = 8;
     pub(super) const FLAGS: usize = 144;
+    pub(super) const STACK: usize = 152;
 
     /// CF or ZF.
     #[inline(always)]
@@ -170,6 +178,7 @@ mod registers {
     /// x28.
     pub(super) const GOROUTINE: usize = 224;
     pub(super) const FLAGS: usize = PSTATE;
+    pub(super) const STACK: usize = 248;
 
     /// C clear or Z set.
     #[inline(always)]

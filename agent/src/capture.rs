@@ -243,7 +243,7 @@ impl Capture {
         }
         self.announce(open.process, &comm, open.cgroup, None, out);
         if open.protocol == FirstBytes::Tls {
-            self.on_tls_socket(open, comm, out);
+            self.on_tls_socket(&open, comm, out);
             return;
         }
         let info = Arc::new(Connection {

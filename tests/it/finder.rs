@@ -58,7 +58,7 @@ fn the_machines_openssl_is_probed_at_its_internal_pair() {
     }
     let file = fs::read(&path).unwrap();
     if Image::parse(file.as_slice()).unwrap().function("SSL_get_handshake_rtt").is_none() {
-        let measured = Layout { random_base: UNKNOWN, random: 0x160, server: 0x38, server_mask: 0xff, padding: 0 };
+        let measured = Layout { random_base: UNKNOWN, random: 0x160, server: 0x38, server_mask: 0xff, ..Layout::NONE };
         assert_eq!(target.layout, measured, "OpenSSL 3.0 and 3.1");
     }
     assert_ne!(target.layout.random, UNKNOWN);

@@ -2,7 +2,7 @@
 //!
 //! What each attachment means is in its cookie (`agent_common::tls`). x86-64 and arm64 calling conventions.
 
-use agent_common::tls::{Cookie, form};
+use agent_common::tls::{Cookie, UNKNOWN, form};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
@@ -11,7 +11,7 @@ use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 
 use crate::arch::{Kind, Registers, Source};
 use crate::copy::user;
-use crate::maps::{Call, GOROUTINES, StreamKey};
+use crate::maps::{Call, GOROUTINES, LIBRARIES, StreamKey};
 use crate::tls::{self, Yield};
 
 const NO_CALL: Call = Call { object: 0, buffer: 0, len: 0, moved: 0 };
@@ -130,6 +130,8 @@ pub(crate) fn go_push(ctx: ProbeContext) -> u32 {
             return 0;
         }
         registers.go_argument(0)
+    } else if let Some(object) = kept_on_stack(cookie, &registers) {
+        object
     } else {
         let key = goroutine(&registers);
         // SAFETY: copied at once.
@@ -140,6 +142,13 @@ pub(crate) fn go_push(ctx: ProbeContext) -> u32 {
     };
     go_report(cookie, object, registers.go_argument(1), registers.go_argument(2));
     0
+}
+
+/// The object, where the function keeps it: also when the call began before we were attached.
+#[inline(always)]
+fn kept_on_stack(cookie: Cookie, registers: &Registers) -> Option<u64> {
+    let offset = LIBRARIES.get(u32::from(cookie.layout))?.layout.stack;
+    if offset == UNKNOWN { None } else { user(registers.stack().wrapping_add(u64::from(offset))) }
 }
 
 /// `crypto/tls.(*Conn).Read` returns.

@@ -89,12 +89,12 @@ impl Uses {
 
 impl Capture {
     /// A socket carries TLS.
-    pub(super) fn on_tls_socket(&mut self, open: Open, comm: Arc<str>, out: &mut Vec<Output>) {
+    pub(super) fn on_tls_socket(&mut self, open: &Open, comm: Arc<str>, out: &mut Vec<Output>) {
         let info = Arc::new(Connection {
             id: open.conn,
             transport: open.transport,
-            local: open.local,
-            remote: open.remote,
+            local: open.local.clone(),
+            remote: open.remote.clone(),
             backend: open.backend,
             tls: Some(Arc::default()),
             process: open.process,
@@ -182,6 +182,9 @@ impl Capture {
         conn.last = data.time;
         let process = conn.info.process;
         let Layer::Socket { handshake, stream, .. } = &mut conn.layer else { return true };
+        if handshake.is_done() {
+            return true;
+        }
         if gap {
             handshake.on_gap(data.direction);
         }

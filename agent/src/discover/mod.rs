@@ -180,7 +180,7 @@ impl Discovery {
             let Ok(metadata) = file.metadata() else { continue };
             let key = key_of(&metadata);
             if !self.files.contains_key(&key) {
-                self.examine(key, file, Path::new(path), Effort::Symbols);
+                self.examine(key, &file, Path::new(path), Effort::Symbols);
                 if let Some(examined) = self.files.get_mut(&key) {
                     examined.standing = true;
                 }
@@ -199,7 +199,7 @@ impl Discovery {
         let link = self.map_file(mapped.pid, mapped.start, mapped.end);
         let path = fs::read_link(&link).unwrap_or_default();
         match File::open(&link) {
-            Ok(file) => self.examine(key, file, &path, Effort::Symbols),
+            Ok(file) => self.examine(key, &file, &path, Effort::Symbols),
             // Gone already, or we may not use map_files: by name then.
             Err(_) => self.scan_process(mapped.pid),
         }
@@ -317,12 +317,12 @@ impl Discovery {
             if file.metadata()?.ino() == mapping.key.inode { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
         });
         match file {
-            Ok(file) => self.examine(mapping.key, file, Path::new(mapping.path), effort),
+            Ok(file) => self.examine(mapping.key, &file, Path::new(mapping.path), effort),
             Err(_) => self.counts.unopened += 1,
         }
     }
 
-    fn examine(&mut self, key: FileKey, file: File, path: &Path, effort: Effort) {
+    fn examine(&mut self, key: FileKey, file: &File, path: &Path, effort: Effort) {
         if Some(key) == self.own {
             return;
         }
@@ -347,7 +347,7 @@ impl Discovery {
         );
     }
 
-    fn look(&mut self, file: File, path: &Path, effort: Effort) -> io::Result<Outcome> {
+    fn look(&mut self, file: &File, path: &Path, effort: Effort) -> io::Result<Outcome> {
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Ok(Outcome::Nothing);
@@ -367,7 +367,7 @@ impl Discovery {
             return Ok(Outcome::Unreadable(reason.into()));
         }
         let found = tls_targets::find(&image, effort);
-        Ok(self.probe(&file, path, identity, &found))
+        Ok(self.probe(file, path, identity, &found))
     }
 
     fn probe(&mut self, file: &File, path: &Path, identity: Identity, found: &Found) -> Outcome {

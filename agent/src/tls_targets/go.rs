@@ -7,7 +7,7 @@ use agent_common::{
     event::direction,
     tls::{Layout, form},
 };
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 use object::ReadRef;
 
 use super::{
@@ -84,14 +84,21 @@ fn target<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Result<Option<Target>, &'
     };
     let sent = probe(Program::Push, &write_code, write.branch, form::GO_WRITE, direction::SEND, WRITE);
     let received = |program, address, form| probe(program, &read_code, address, form, direction::RECEIVE, READ);
-    let mut probes = vec![sent, received(Program::Enter, read.branch, form::GO_READ)];
+    let mut layout = Layout::NONE;
+    let mut probes = vec![sent];
     if let [copy] = read.copies.as_slice() {
+        // Without an entry, calls that wait already when the probes come are seen too: a server's usual state.
+        match kept_object(read_code.instructions(), read.branch, *copy) {
+            Some(offset) => layout.stack = offset,
+            None => probes.push(received(Program::Enter, read.branch, form::GO_READ)),
+        }
         probes.push(received(Program::Push, *copy, form::GO_READ_COPY));
     } else {
+        probes.push(received(Program::Enter, read.branch, form::GO_READ));
         probes.extend(read.returns.iter().map(|&address| received(Program::ReturnAt, address, form::GO_READ)));
     }
     let probes = probes.into_iter().collect::<Option<_>>().ok_or(FORM)?;
-    Ok(Some(Target { stack: Stack::Go, layout: Layout::NONE, probes }))
+    Ok(Some(Target { stack: Stack::Go, layout, probes }))
 }
 
 /// None in a program without TLS, or that links only a part of it.
@@ -149,6 +156,62 @@ fn compares_guard(instruction: &Instruction) -> bool {
         && instruction.memory_base() == Register::R14
         && instruction.memory_index() == Register::None
         && instruction.memory_displacement64() == STACK_GUARD
+}
+
+/// Where the function keeps its first argument (RAX of ABIInternal) on the stack, from the stack pointer at `copy`: the
+/// one store of it behind the stack check at `branch`, which nothing overwrites before the stack grows.
+fn kept_object(instructions: &[Instruction], branch: u64, copy: u64) -> Option<u16> {
+    let is_slot = |instruction: &Instruction| {
+        instruction.op0_kind() == OpKind::Memory
+            && instruction.memory_base() == Register::RSP
+            && instruction.memory_index() == Register::None
+    };
+    let slow = instructions.iter().find(|instruction| instruction.ip() == branch)?.near_branch_target();
+    let body = instructions.iter().filter(|instruction| (branch + 1..slow).contains(&instruction.ip()));
+    let mut factory = InstructionInfoFactory::new();
+    let mut kept = None;
+    let mut leaving = false;
+    for instruction in body {
+        let Some(offset) = kept else {
+            if instruction.mnemonic() == Mnemonic::Mov
+                && is_slot(instruction)
+                && instruction.op1_register() == Register::RAX
+            {
+                kept = Some(instruction.memory_displacement64());
+            } else if is_call(instruction) || writes_first_argument(&mut factory, instruction) {
+                return None;
+            }
+            continue;
+        };
+        if is_slot(instruction)
+            && instruction.memory_displacement64() == offset
+            && factory.info(instruction).op0_access() != OpAccess::Read
+        {
+            return None;
+        }
+        // The frame has one size between here and the ends: `add rsp`, `pop rbp`, `ret`.
+        match instruction.mnemonic() {
+            Mnemonic::Ret => leaving = false,
+            Mnemonic::Add if instruction.op0_register() == Register::RSP => leaving = true,
+            Mnemonic::Pop if leaving => {}
+            Mnemonic::Call => {}
+            _ if leaving || instruction.stack_pointer_increment() != 0 => return None,
+            _ if instruction.op0_register() == Register::RSP && instruction.mnemonic() != Mnemonic::Cmp => return None,
+            _ => {}
+        }
+    }
+    (copy < slow).then_some(kept?).and_then(|offset| u16::try_from(offset).ok())
+}
+
+fn writes_first_argument(factory: &mut InstructionInfoFactory, instruction: &Instruction) -> bool {
+    factory.info(instruction).used_registers().iter().any(|used| {
+        used.register().full_register() == Register::RAX
+            && matches!(used.access(), OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+    })
+}
+
+fn is_call(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Call)
 }
 
 /// Whether the code at `slow` saves the arguments, calls once (`runtime.morestack`) and jumps to the first instruction.

@@ -188,7 +188,7 @@ fn the_layout_comes_from_the_accessors() {
         ];
         target(exported, vec![("ERR_new", vec![0xc3])]).layout
     };
-    let layout = Layout { random_base: UNKNOWN, random: 0x160, server: 0x38, server_mask: 0xff, padding: 0 };
+    let layout = Layout { random_base: UNKNOWN, random: 0x160, server: 0x38, server_mask: 0xff, ..Layout::NONE };
     assert_eq!(with(&RANDOM, &IS_SERVER), layout);
     assert_eq!(with(&RANDOM_BEHIND, &IS_SERVER), Layout { random_base: 0xa8, random: 0xb8, ..layout });
 
@@ -197,7 +197,7 @@ fn the_layout_comes_from_the_accessors() {
     let copy = [0x48, 0x8b, 0x47, 0x30, 0x48, 0x83, 0xc0, 0x30, 0x48, 0x89, 0xf7, 0x48, 0x89, 0xc6];
     let boringssl = [copy.as_slice(), &branch(0xe8, at, address(4)), &[0xc3]].concat();
     let bit = [0x0f, 0xb6, 0x87, 0xa4, 0, 0, 0, 0x83, 0xe0, 0x01, 0xc3];
-    let expected = Layout { random_base: 0x30, random: 0x30, server: 0xa4, server_mask: 1, padding: 0 };
+    let expected = Layout { random_base: 0x30, random: 0x30, server: 0xa4, server_mask: 1, ..Layout::NONE };
     assert_eq!(with(&boringssl, &bit), expected);
 
     // QUIC beside TCP: cmp dword [rdi], 0; je; mov rdi, [rdi+0x40]; then the copy: the direct place is TCP's.
