@@ -8,7 +8,7 @@ use std::{
 
 use agent_common::{
     event::direction,
-    tls::{Layout, UNKNOWN, form},
+    tls::{Layout, form},
 };
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 use memchr::memmem;
@@ -98,7 +98,7 @@ fn target<'a, R: ReadRef<'a>>(image: &Image<'a, R>, sources: &[u64]) -> Result<T
     };
     let read = probes(read, direction::RECEIVE, "SSL_read").ok_or(UNLIKE)?;
     let write = probes(write, direction::SEND, "SSL_write").ok_or(UNLIKE)?;
-    let layout = Layout { random_base: STATE, random: CLIENT_RANDOM, server: UNKNOWN, server_mask: 0, padding: 0 };
+    let layout = Layout { random_base: STATE, random: CLIENT_RANDOM, ..Layout::NONE };
     Ok(Target { stack: Stack::Boringssl, layout, probes: [read, write].concat() })
 }
 
