@@ -118,6 +118,7 @@ fn call_probes<'a, R: ReadRef<'a>>(
     function: &'static str,
 ) -> Option<[Probe; 2]> {
     let probe = |program, site: Site| {
+        code.at(site.address)?;
         let offset = image.file_offset(site.address)?;
         Some(Probe { program, offset, form, direction, function, emulated: site.emulated })
     };

@@ -152,7 +152,7 @@ impl<'a> Code<'a> {
             }
             is_first &= instruction.mnemonic() == Mnemonic::Endbr64;
         }
-        Site { address: self.address, emulated: false }
+        Site { address: self.address, emulated: self.instructions.first().is_some_and(|first| self.emulates(first)) }
     }
 
     /// Can a jump lead to where this address is passed a second time? Of an indirect one nobody knows.

@@ -98,6 +98,9 @@ fn an_instruction_that_is_passed_twice_is_not_taken() {
     let whole = Code::decode(AT, &[0x48, 0x85, 0xff, 0x74, 0x05, 0x48, 0xff, 0xcf, 0x75, 0xf6, 0xc3]).unwrap();
     assert_eq!(whole.jumps().last().map(|jump| jump.target), Some(AT));
     assert_eq!(whole.entry_point(3), Site { address: AT, emulated: false });
+    // The first instruction itself is the loop: there is no better place, and it is as cheap as it is.
+    let alone = Code::decode(AT, &[0x75, 0xfe, 0xc3]).unwrap();
+    assert_eq!(alone.entry_point(3), Site { address: AT, emulated: true });
     // Back to a push: the function calls itself.
     let itself = Code::decode(AT, &[0x55, 0x5d, 0x75, 0xfc, 0xc3]).unwrap();
     assert_eq!(itself.entry_point(3), Site { address: AT, emulated: true });
