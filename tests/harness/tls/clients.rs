@@ -88,9 +88,9 @@ impl Kind {
         }
     }
 
-    /// Can it make calls before others are told to it? One process a connection cannot.
+    /// Can it be there before the agent is? A process for each connection cannot.
     pub fn lives_long(self) -> bool {
-        !matches!(self, Self::Curl | Self::Wget | Self::Envoy)
+        !matches!(self, Self::Curl | Self::Wget)
     }
 
     /// Does it make calls other than GET?

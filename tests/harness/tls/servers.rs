@@ -84,7 +84,8 @@ pub(super) fn node_version() -> String {
 
 pub(super) fn envoy_version() -> String {
     let text = programs::envoy().map_or_else(|_| String::new(), |envoy| version_of(&envoy, &["--version"]));
-    text.split('/').nth(1).unwrap_or_default().to_owned()
+    // .. version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL
+    text.rsplit("version: ").next().and_then(|rest| rest.split('/').nth(1)).unwrap_or_default().to_owned()
 }
 
 /// A running server; killed when dropped.
