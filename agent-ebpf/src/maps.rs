@@ -92,6 +92,8 @@ pub(crate) static LIBRARIES: Array<Watched> = Array::with_max_entries(LAYOUTS, 0
 pub(crate) struct TlsSocket {
     /// When its ClientHello was seen; 0: it is older than the agent.
     pub(crate) hello_ns: u64,
+    /// Not 0: the object above is known for certain, what threads do with the socket is of no interest any more.
+    pub(crate) bound: u64,
 }
 
 /// Ends of the connection that a ClientHello was seen on; 0: not seen on this machine.

@@ -34,6 +34,8 @@ pub(crate) mod verdict {
     pub(crate) const SETTLED: u8 = 4;
     /// The agent's own: left alone, and its address is in `OWN_ADDRESSES`.
     pub(crate) const OWN: u8 = 5;
+    /// A socket that carries TLS whose plaintext is found: left alone but for its end.
+    pub(crate) const TLS_BOUND: u8 = 6;
 }
 
 /// [`ConnState::flags`] bits.
@@ -80,7 +82,7 @@ pub(crate) fn is_paused() -> bool {
 /// Ends of the connection are of interest.
 #[inline(always)]
 pub(crate) fn is_reported(state: &ConnState) -> bool {
-    state.verdict == verdict::HTTP1 || state.verdict == verdict::TLS
+    matches!(state.verdict, verdict::HTTP1 | verdict::TLS | verdict::TLS_BOUND)
 }
 
 /// Follow one operation of a connection, whose bytes are at `source`.

@@ -113,7 +113,7 @@ pub(crate) fn begin<S: Socket>(state: &mut ConnState, socket: S, excluded: bool)
     if state.id == 0 {
         state.id = socket.id(stream::now());
     }
-    let known = TlsSocket { hello_ns: 0 };
+    let known = TlsSocket { hello_ns: 0, bound: 0 };
     // Full maps evict; without the entry the connection counts as met late.
     _ = TLS_SOCKETS.insert(identity(state), known, BPF_NOEXIST.into());
 }
@@ -141,6 +141,12 @@ pub(crate) fn carry<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, 
     let index = usize::from(moved.direction == direction::SEND);
     let left = if index == 1 { state.partial_len[1] } else { state.partial_len[0] };
     if left == 0 {
+        // SAFETY: read only.
+        if unsafe { TLS_SOCKETS.get(&state.id) }.is_some_and(|known| known.bound != 0)
+            && state.verdict == verdict::TLS
+        {
+            state.verdict = verdict::TLS_BOUND;
+        }
         return;
     }
     if is_tls_application_data(word) {
@@ -218,7 +224,7 @@ fn register(random: &[u64; 2], socket: u64, direction: u8) {
             found.server = socket;
         }
     }
-    let seen = TlsSocket { hello_ns: stream::now() };
+    let seen = TlsSocket { hello_ns: stream::now(), bound: 0 };
     // As in `begin`.
     _ = TLS_SOCKETS.insert(socket, seen, 0);
 }
@@ -327,6 +333,12 @@ fn bind(state: &mut TlsState, socket: u64, how: u8, slot: u32) {
     }
     state.socket = socket;
     state.association = how;
+    if matches!(how, association::RANDOM | association::DESCRIPTOR)
+        && let Some(known) = TLS_SOCKETS.get_ptr_mut(&socket)
+    {
+        // SAFETY: a map value.
+        unsafe { (*known).bound = 1 };
+    }
     state.stream.flags &= !flag::OPENED;
     let counter = match how {
         association::RANDOM => Counter::BoundRandom,
