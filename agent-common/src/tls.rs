@@ -15,7 +15,8 @@ pub mod form {
     pub const NO_BUFFER: u8 = 4;
     /// `f(object, &Payload)`, rustls: a word, then pointer and length.
     pub const PAYLOAD: u8 = 5;
-    /// `f(object, &OutboundChunks, ..)`, rustls: 0, pointer, length; or pointer and number of slices, start, end.
+    /// `size_t f(object, &OutboundChunks, ..)`, rustls: 0, pointer, length; or pointer and number of slices, start, end.
+    /// Gives the number of bytes that it accepted; the caller presents the rest again.
     pub const CHUNKS: u8 = 6;
     /// `crypto/tls.(*Conn).Write` of Go at the branch of its stack check: object, pointer and length in the first
     /// integer registers of ABIInternal. Nothing happens when the branch is taken: the function begins again.

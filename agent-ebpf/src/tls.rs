@@ -142,8 +142,7 @@ pub(crate) fn carry<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, 
     let left = if index == 1 { state.partial_len[1] } else { state.partial_len[0] };
     if left == 0 {
         // SAFETY: read only.
-        if unsafe { TLS_SOCKETS.get(&state.id) }.is_some_and(|known| known.bound != 0)
-            && state.verdict == verdict::TLS
+        if unsafe { TLS_SOCKETS.get(&state.id) }.is_some_and(|known| known.bound != 0) && state.verdict == verdict::TLS
         {
             state.verdict = verdict::TLS_BOUND;
         }

@@ -11,6 +11,7 @@
 
 mod bad_input;
 mod cli;
+mod finder;
 mod late;
 mod lifecycle;
 mod load;

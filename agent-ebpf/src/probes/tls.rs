@@ -28,14 +28,27 @@ pub(crate) fn tls_enter(ctx: ProbeContext) -> u32 {
     let registers = Registers(ctx.as_ptr().cast());
     // Both are read first: the verifier takes no context at an offset that depends.
     let (fourth, fifth) = (registers.argument(3), registers.argument(4));
-    let moved = match cookie(ctx.as_ptr()).form {
+    let cookie = cookie(ctx.as_ptr());
+    let moved = match cookie.form {
         form::OUT4 => fourth,
         form::OUT5 => fifth,
         _ => 0,
     };
+    let (object, second) = (registers.argument(0), registers.argument(1));
+    let call = if cookie.form == form::CHUNKS {
+        // `OutboundChunks`: 0, pointer, length; or pointer and number of slices, start, end. Read now: the struct is the
+        // callee's to change, what it points to is not.
+        let Some(words) = user::<[u64; 4]>(second) else { return 0 };
+        if words[0] == 0 {
+            Call { object, buffer: words[1], len: 0, moved: 0 }
+        } else {
+            Call { object, buffer: words[0], len: words[2], moved: words[1] }
+        }
+    } else {
+        Call { object, buffer: second, len: registers.argument(2), moved }
+    };
     if let Some(thread) = tls::thread() {
-        thread.call =
-            Call { object: registers.argument(0), buffer: registers.argument(1), len: registers.argument(2), moved };
+        thread.call = call;
         thread.nested = 0;
     }
     0
@@ -79,10 +92,14 @@ fn returned(registers: Registers, cookie: Cookie) {
     if moved <= 0 {
         return;
     }
-    let source = if cookie.form == form::NO_BUFFER {
-        Source::OPAQUE
-    } else {
-        Source { kind: Kind::Buffer, base: call.buffer, count: 0 }
+    let source = match cookie.form {
+        form::NO_BUFFER => Source::OPAQUE,
+        // Slices, of which the first bytes were accepted. A slice is a pointer and a length, as `struct iovec` is.
+        form::CHUNKS if call.moved != 0 && call.len == 0 => {
+            Source { kind: Kind::Vectors, base: call.buffer, count: call.moved }
+        }
+        form::CHUNKS if call.moved != 0 => Source::OPAQUE,
+        _ => Source { kind: Kind::Buffer, base: call.buffer, count: 0 },
     };
     tls::report(&Yield { cookie, object: call.object, len: moved as u64, threaded: true, named: 0 }, source);
 }
@@ -92,17 +109,9 @@ fn returned(registers: Registers, cookie: Cookie) {
 pub(crate) fn tls_push(ctx: ProbeContext) -> u32 {
     let registers = Registers(ctx.as_ptr().cast());
     let cookie = cookie(ctx.as_ptr());
-    // `Payload`: a tag or capacity, pointer, length. `OutboundChunks`: 0, pointer, length; or pointer and number of
-    // slices, start, end.
-    let Some(words) = user::<[u64; 4]>(registers.argument(1)) else { return 0 };
-    let (source, len) = if cookie.form == form::PAYLOAD || words[0] == 0 {
-        (Source { kind: Kind::Buffer, base: words[1], count: 0 }, words[2])
-    } else if words[2] == 0 {
-        // A slice is a pointer and a length, as `struct iovec` is.
-        (Source { kind: Kind::Vectors, base: words[0], count: words[1] }, words[3])
-    } else {
-        (Source::OPAQUE, words[3].wrapping_sub(words[2]))
-    };
+    // `Payload`: a tag or capacity, pointer, length.
+    let Some([_, base, len]) = user::<[u64; 3]>(registers.argument(1)) else { return 0 };
+    let source = Source { kind: Kind::Buffer, base, count: 0 };
     tls::report(&Yield { cookie, object: registers.argument(0), len, threaded: true, named: 0 }, source);
     0
 }

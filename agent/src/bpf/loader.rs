@@ -78,7 +78,9 @@ pub fn attach(features: &Features, plan: &Plan, settings: Settings) -> Result<(A
 
     let mut config = Array::try_from(take(&mut ebpf, "CONFIG")?)?;
     // Attaching takes a moment a program: whoever saw only one direction meanwhile would distrust the connection.
-    config.set(0, Config { paused: paused::MEET_NONE, ..settings.config }, 0).context("cannot write the kernel configuration")?;
+    config
+        .set(0, Config { paused: paused::MEET_NONE, ..settings.config }, 0)
+        .context("cannot write the kernel configuration")?;
     let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?)?;
     let muted = HashMap::try_from(take(&mut ebpf, "MUTED")?)?;
     let ring = Ring(RingBuf::try_from(take(&mut ebpf, "RECORDS")?)?);

@@ -103,7 +103,9 @@ impl Uprobes {
                 .attach(point, &path, UProbeScope::AllProcesses)
                 .and_then(|id| program.take_link(id))
                 .map_err(|error| anyhow!(error))
-                .with_context(|| format!("the kernel refused the probe on {} at {:#x}", probe.function, probe.offset))?;
+                .with_context(|| {
+                    format!("the kernel refused the probe on {} at {:#x}", probe.function, probe.offset)
+                })?;
             library.links.push(link);
         }
         let mut slots = self.libraries.lock().unwrap_or_else(PoisonError::into_inner);

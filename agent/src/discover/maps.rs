@@ -35,11 +35,7 @@ fn parse(line: &str) -> Option<Mapping<'_>> {
     Some(Mapping {
         start: hex(start)?,
         end: hex(end)?,
-        key: FileKey {
-            major: u32::try_from(hex(major)?).ok()?,
-            minor: u32::try_from(hex(minor)?).ok()?,
-            inode,
-        },
+        key: FileKey { major: u32::try_from(hex(major)?).ok()?, minor: u32::try_from(hex(minor)?).ok()?, inode },
         path: path.strip_suffix(" (deleted)").unwrap_or(path),
     })
 }
@@ -68,7 +64,8 @@ nonsense
 
     #[test]
     fn no_line_panics() {
-        for line in ["", " ", "a-b", "0-1 r-xp", "0-1 r-xp 0 0:0", "0-1 r-xp 0 0:0 9", "x-y r-xp 0 z:0 9 /a", "0-1 ééx 0"]
+        for line in
+            ["", " ", "a-b", "0-1 r-xp", "0-1 r-xp 0 0:0", "0-1 r-xp 0 0:0 9", "x-y r-xp 0 z:0 9 /a", "0-1 ééx 0"]
         {
             _ = executable(line).count();
         }

@@ -245,9 +245,8 @@ impl Discovery {
                     view.reasons.push("its code is being looked through".to_owned());
                 }
             } else if unread {
-                view.reasons.push(
-                    "no TLS library that is known was recognised in its executable and libraries".to_owned(),
-                );
+                view.reasons
+                    .push("no TLS library that is known was recognised in its executable and libraries".to_owned());
             }
         }
         if self.explained.len() >= EXPLAINED && !self.explained.contains_key(&process) {
@@ -337,13 +336,7 @@ impl Discovery {
         });
         self.files.insert(
             key,
-            Examined {
-                path: Arc::from(path),
-                outcome,
-                thorough: effort == Effort::Code,
-                missed: 0,
-                standing: false,
-            },
+            Examined { path: Arc::from(path), outcome, thorough: effort == Effort::Code, missed: 0, standing: false },
         );
     }
 
@@ -471,7 +464,8 @@ fn linker_paths(cache: &[u8]) -> Vec<&str> {
         .filter_map(|text| str::from_utf8(text).ok())
         .filter(|text| {
             let name = text.rsplit('/').next().unwrap_or_default();
-            text.starts_with('/') && ["libssl.so", "libgnutls.so", "libnspr4.so"].iter().any(|lib| name.starts_with(lib))
+            text.starts_with('/')
+                && ["libssl.so", "libgnutls.so", "libnspr4.so"].iter().any(|lib| name.starts_with(lib))
         })
         .collect();
     paths.sort_unstable();
@@ -485,7 +479,8 @@ mod tests {
 
     #[test]
     fn tls_libraries_are_found_in_the_linker_cache() {
-        let cache = b"glibc-ld.so.cache1.1\0\x01\x02libssl.so.3\0/usr/lib/libssl.so.3\0/usr/lib/libsslx\0/lib/libssl.so.3\0\
+        let cache =
+            b"glibc-ld.so.cache1.1\0\x01\x02libssl.so.3\0/usr/lib/libssl.so.3\0/usr/lib/libsslx\0/lib/libssl.so.3\0\
             /usr/lib/libgnutls.so.30\0\xff\xfe\0/usr/lib/libssl.so.3\0libgnutls.so.30";
         assert_eq!(linker_paths(cache), ["/lib/libssl.so.3", "/usr/lib/libgnutls.so.30", "/usr/lib/libssl.so.3"]);
         assert!(linker_paths(b"").is_empty());

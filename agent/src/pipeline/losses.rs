@@ -133,7 +133,10 @@ impl Snapshot {
             self.capture.counts.tls_unread,
             "TLS connections ended unread: of other processes than those listed, or before their library was known",
         );
-        add(self.capture.counts.peer_unknown, "calls of TLS libraries whose connection could not be told: without peer");
+        add(
+            self.capture.counts.peer_unknown,
+            "calls of TLS libraries whose connection could not be told: without peer",
+        );
         add(self.kernel(Counter::ConnectionsHttp2), "HTTP/2 connections: this version reads HTTP/1 only");
         add(
             self.kernel(Counter::BytesOpaque),

@@ -206,7 +206,10 @@ fn kept_object(instructions: &[Instruction], branch: u64, copy: u64) -> Option<u
 fn writes_first_argument(factory: &mut InstructionInfoFactory, instruction: &Instruction) -> bool {
     factory.info(instruction).used_registers().iter().any(|used| {
         used.register().full_register() == Register::RAX
-            && matches!(used.access(), OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+            && matches!(
+                used.access(),
+                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+            )
     })
 }
 

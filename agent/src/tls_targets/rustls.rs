@@ -13,7 +13,7 @@ use memchr::memmem;
 use object::ReadRef;
 
 use super::{
-    Effort, Found, Probe, Program, Stack, Target, Unreadable,
+    Effort, Found, Probe, Program, Stack, Target, Unreadable, call_probes,
     elf::{Function, Image},
     scan,
     x86::{Code, Site, State, Value, trace},
@@ -159,7 +159,8 @@ fn target<'a, R: ReadRef<'a>>(image: &Image<'a, R>, named: &Named) -> Option<Tar
         if !takes_chunks(&code) {
             return None;
         }
-        probes.push(probe(Program::Push, code.entry_point(2), form::CHUNKS, direction::SEND, SEND)?);
+        // What it is given is accepted in part, and the rest presented again: only the result says how much.
+        probes.extend(call_probes(image, &code, 2, form::CHUNKS, direction::SEND, SEND)?);
     }
     Some(Target { stack: Stack::Rustls, layout: Layout::NONE, probes })
 }

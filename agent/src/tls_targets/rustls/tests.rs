@@ -48,7 +48,8 @@ fn both_functions_are_found_under_both_manglings() {
         };
         let probes = vec![
             probe(Program::Push, TEXT, form::PAYLOAD, direction::RECEIVE, RECEIVE),
-            probe(Program::Push, TEXT + STRIDE, form::CHUNKS, direction::SEND, SEND),
+            probe(Program::Enter, TEXT + STRIDE, form::CHUNKS, direction::SEND, SEND),
+            probe(Program::Return, TEXT + STRIDE, form::CHUNKS, direction::SEND, SEND),
         ];
         let target = Target { stack: Stack::Rustls, layout: Layout::NONE, probes };
         assert_eq!(found, Found { targets: vec![target], ..Found::default() });
@@ -72,7 +73,7 @@ fn every_copy_of_a_function_is_probed() {
     let other = "_ZN6rustls12common_state11CommonState16buffer_plaintext17h0000000000000000E";
     let found = found(vec![(RECEIVE_LEGACY, receive(8, 16)), (SEND_LEGACY, send(16, 24)), (other, send(16, 24))]);
     let offsets: Vec<u64> = found.targets[0].probes.iter().map(|probe| probe.offset).collect();
-    assert_eq!(offsets, [TEXT, TEXT + STRIDE, TEXT + 2 * STRIDE]);
+    assert_eq!(offsets, [TEXT, TEXT + STRIDE, TEXT + STRIDE, TEXT + 2 * STRIDE, TEXT + 2 * STRIDE]);
 }
 
 #[test]
