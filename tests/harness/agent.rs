@@ -205,21 +205,33 @@ impl Agent {
     }
 
     /// SIGTERM; it must end well and in time.
-    pub fn stop(mut self) -> Stopped {
+    pub fn stop(self) -> Stopped {
+        self.stop_within(STOP)
+    }
+
+    /// As [`Agent::stop`], where the machine is too busy for that.
+    pub fn stop_within(mut self, limit: Duration) -> Stopped {
         let start = Instant::now();
         self.signal(Signal::SIGTERM);
-        let status = self.process.wait(STOP);
+        let status = self.process.wait(limit);
         let took = start.elapsed();
         let (stdout, stderr) = (self.process.stdout(), self.process.stderr());
-        let status = status.unwrap_or_else(|| panic!("still there {STOP:?} after SIGTERM; stderr {stderr:#?}"));
+        let status = status.unwrap_or_else(|| panic!("still there {limit:?} after SIGTERM; stderr {stderr:#?}"));
         assert!(status.success(), "{status}; stderr {stderr:#?}");
         Stopped { calls: self.calls(), stdout, stderr, took }
     }
 
     /// SIGKILL: no drain, no goodbye. The kernel must detach everything.
-    pub fn kill(mut self) {
+    pub fn kill(self) {
+        self.kill_within(STOP);
+    }
+
+    /// As [`Agent::kill`], where the machine is too busy for that. How long the kernel took to detach everything.
+    pub fn kill_within(mut self, limit: Duration) -> Duration {
+        let start = Instant::now();
         self.signal(Signal::SIGKILL);
-        assert!(self.process.wait(STOP).is_some(), "still there after SIGKILL");
+        assert!(self.process.wait(limit).is_some(), "still there {limit:?} after SIGKILL");
+        start.elapsed()
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use weir_tests::harness::agent::{Agent, Call as _, EXPORT_ID, Options, brief};
+use weir_tests::harness::client::Http;
 use weir_tests::harness::tls::clients::{self, Client, curl_once};
 use weir_tests::harness::tls::programs::Go;
 use weir_tests::harness::tls::servers::{self, Server};
@@ -101,6 +102,26 @@ impl Running {
         let warm = first == First::Connections;
         let client = Client::start(pair.client, &server, &plan, certificates, warm)?;
         Ok(Self { pair, prefix, plan, server, client })
+    }
+
+    /// Where no symbol names the library's functions, the agent looks through the code once the process has been seen to
+    /// speak TLS: what is called until then it misses. Let that be over.
+    fn be_found(&self, agent: &Agent, certificates: &Certificates) {
+        if self.pair.server != servers::Kind::Envoy {
+            return;
+        }
+        let found = || {
+            match self.pair.role {
+                Role::Server => assert!(curl_once(&self.server.url(), "/id/early", certificates).1),
+                Role::Client => {
+                    assert_eq!(Http::tcp(("127.0.0.1", self.server.plain_port())).get("/id/early").status, 200);
+                }
+            }
+            let status = agent.status();
+            let libraries = status["tls"]["libraries"].as_array().cloned().unwrap_or_default();
+            libraries.iter().any(|library| library["backend"] == "boringssl")
+        };
+        assert!(wait_until(found, SEARCHED), "the agent does not find it: {:#}", agent.status()["tls"]);
     }
 
     /// The server that the calls over TLS reach.
@@ -281,6 +302,7 @@ fn rows(pairs: &[Pair], first: First) -> Result<(Vec<Row>, String), String> {
         (start()?, observe())
     };
     for pair in &mut running {
+        pair.be_found(&agent, &certificates);
         pair.client.run();
         // What is missing here is told by the rows.
         wait_until(|| agent.calls().iter().filter(|call| pair.is_ours(call)).count() >= pair.plan.calls.len(), SETTLED);
@@ -292,6 +314,8 @@ fn rows(pairs: &[Pair], first: First) -> Result<(Vec<Row>, String), String> {
 
 /// How long calls may take from their end to the file.
 const SETTLED: Duration = Duration::from_secs(5);
+/// How long the search of a hundred megabytes of code may take, by an agent that was not optimised.
+const SEARCHED: Duration = Duration::from_secs(30);
 
 /// Every call of every pair, whoever was there first: seen once, whole, with the right peers and process.
 fn all_are_seen(name: &str, pairs: &[Pair]) {

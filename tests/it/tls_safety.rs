@@ -2,6 +2,7 @@
 //! ones while it comes, goes or dies.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -112,6 +113,10 @@ fn a_library_upgraded_under_a_running_process_is_still_read() {
     server.assert_sound();
 }
 
+/// How long an end may take while all libraries are busy: the kernel waits for each call that a probe is about to return
+/// from. No application waits for it.
+const DETACHED: Duration = Duration::from_mins(1);
+
 /// Servers of every way to be probed, each under load of connections kept alive.
 struct Busy {
     servers: Vec<Server>,
@@ -149,13 +154,15 @@ fn an_agent_killed_in_the_middle_of_a_load_disturbs_no_request() {
     };
     for _ in 0..3 {
         let agent = observe();
-        let backends = ["openssl", "go", "rustls", "boringssl"];
+        // Envoy's comes when its code has been searched, if it lives so long.
+        let backends = ["openssl", "go", "rustls"];
         let seen = || {
             let calls = agent.calls();
             backends.iter().all(|name| calls.iter().any(|call| call.text("weir.capture.backend") == *name))
         };
         assert!(wait_until(seen, PATIENCE), "not all of {backends:?} are read\n{}", agent.losses());
-        agent.kill();
+        let took = agent.kill_within(DETACHED);
+        _ = writeln!(std::io::stderr(), "\ngone {took:.1?} after SIGKILL");
     }
     busy.stop();
 }
@@ -168,11 +175,13 @@ fn attaching_and_detaching_under_load_disturbs_no_request() {
         Err(why) => return skip(name, &why),
     };
     let rounds = if std::env::var_os("WEIR_TEST_LONG").is_some() { 1_000 } else { 20 };
+    let mut slowest = Duration::ZERO;
     for round in 0..rounds {
         let agent = Agent::start(&Options::default());
         // The probes meet the load at another moment each time.
         thread::sleep(Duration::from_millis(round * 37 % 200));
-        agent.stop();
+        slowest = slowest.max(agent.stop_within(DETACHED).took);
     }
+    _ = writeln!(std::io::stderr(), "\n{rounds} times attached and detached, at most {slowest:.1?} for an end");
     busy.stop();
 }
