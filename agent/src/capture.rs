@@ -230,7 +230,7 @@ impl Capture {
     fn on_open(&mut self, open: Open, out: &mut Vec<Output>) {
         let comm = self.comm(open.comm);
         if !open.backend.is_socket() {
-            self.on_stream(&open, comm, out);
+            self.on_stream(&open, &comm, out);
             return;
         }
         match open.protocol {

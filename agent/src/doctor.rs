@@ -1,10 +1,12 @@
 //! `weir doctor`: what this kernel and these privileges allow, by trying it.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use serde::Serialize;
 
 use crate::bpf::{self, Wanted};
+use crate::discover;
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -17,6 +19,11 @@ pub struct Diagnosis {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<&'static str>,
     pub programs: Vec<Program>,
+    /// Why no TLS library can be read, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_refused: Option<String>,
+    /// Files with TLS that processes execute now, as far as symbols tell.
+    pub tls_libraries: Vec<TlsLibrary>,
     /// What cannot be seen here.
     pub lost: Vec<String>,
     /// Why nothing can be observed, each with what to do.
@@ -41,6 +48,19 @@ pub struct Program {
     pub reason: Option<String>,
 }
 
+/// A file with TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TlsLibrary {
+    pub path: String,
+    /// `weir.capture.backend` of its plaintext.
+    pub backend: &'static str,
+    /// Processes that execute it now.
+    pub processes: usize,
+    /// Why it cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub obstacle: Option<String>,
+}
+
 impl Verdict {
     /// The exit code of `weir doctor`.
     pub const fn exit_code(self) -> u8 {
@@ -62,6 +82,8 @@ pub fn diagnose() -> Diagnosis {
         lockdown: features.lockdown.clone(),
         backend: None,
         programs: Vec::new(),
+        tls_refused: None,
+        tls_libraries: Vec::new(),
         lost: Vec::new(),
         obstacles: Vec::new(),
     };
@@ -80,7 +102,28 @@ pub fn diagnose() -> Diagnosis {
     }
     let settings = bpf::Settings { ring_bytes: 64 * 1024, config: agent_common::config::Config::default() };
     match bpf::attach(&features, &plan, settings) {
-        Ok((attached, _ring)) => {
+        Ok((mut attached, _ring)) => {
+            match attached.uprobes() {
+                Ok(uprobes) => {
+                    if let Some(reason) = uprobes.returns_refused() {
+                        diagnosis.verdict = Verdict::Degraded;
+                        diagnosis.lost.push(reason.to_owned());
+                    }
+                }
+                Err(error) => {
+                    diagnosis.verdict = Verdict::Degraded;
+                    diagnosis.tls_refused = Some(format!("{error:#}"));
+                }
+            }
+            diagnosis.tls_libraries = discover::survey(Path::new("/proc"))
+                .into_iter()
+                .map(|found| TlsLibrary {
+                    path: found.path.display().to_string(),
+                    backend: found.stack,
+                    processes: found.processes,
+                    obstacle: found.obstacle,
+                })
+                .collect();
             for attachment in &attached.attachments {
                 if attachment.failure.is_some() {
                     diagnosis.verdict = Verdict::Degraded;
@@ -118,7 +161,18 @@ pub fn text(diagnosis: &Diagnosis) -> String {
             line(format_args!("          {}", reason.lines().next().unwrap_or_default()));
         }
     }
-    line(format_args!("TLS, HTTP/2: not read by this version; such connections are counted as blind spots"));
+    match &diagnosis.tls_refused {
+        Some(reason) => line(format_args!("plaintext of TLS libraries: not read: {reason}")),
+        None => line(format_args!("plaintext of TLS libraries: by probes on their functions")),
+    }
+    for library in &diagnosis.tls_libraries {
+        let mark = if library.obstacle.is_none() { "ok     " } else { "blind  " };
+        line(format_args!("  {mark} {} {} ({} processes)", library.backend, library.path, library.processes));
+        if let Some(obstacle) = &library.obstacle {
+            line(format_args!("          {obstacle}"));
+        }
+    }
+    line(format_args!("HTTP/2: not read by this version; such connections are counted as blind spots"));
     if !diagnosis.lost.is_empty() {
         line(format_args!("not seen on this machine:"));
         for lost in &diagnosis.lost {

@@ -118,6 +118,18 @@ const LAYERS: &[Layer] = &[
         instead: "adapters do not know each other; the pipeline passes messages between them",
     },
     Layer {
+        places: &["agent/src/discover/"],
+        forbidden: &[
+            "crate::admin",
+            "crate::capture",
+            "crate::enrich",
+            "crate::export",
+            "crate::pipeline",
+            "crate::run",
+        ],
+        instead: "adapters do not know each other; the pipeline passes messages between them",
+    },
+    Layer {
         places: &["agent/src/export/"],
         forbidden: &["crate::admin", "crate::bpf", "crate::enrich", "crate::pipeline", "crate::run", "crate::capture"],
         instead: "an exporter sees redacted calls and nothing else",
@@ -154,6 +166,7 @@ const PURE: &[&str] = &[
     "agent/src/policy/",
     "agent/src/protocol/",
     "agent/src/redact.rs",
+    "agent/src/tls_targets/",
     "agent/src/trace.rs",
     "agent/src/trace/",
     "agent/src/workloads.rs",

@@ -67,6 +67,11 @@ impl Uprobes {
         Ok(Self { ebpf, libraries: Mutex::new(Slots { map, free }), returns_refused })
     }
 
+    /// Why libraries that need a uretprobe are not read, if so.
+    pub fn returns_refused(&self) -> Option<&str> {
+        self.returns_refused.as_deref()
+    }
+
     /// Probe a file that is open at `file`. Whatever name it has or had: the probes are the inode's.
     ///
     /// # Errors

@@ -113,7 +113,7 @@ impl Capture {
     }
 
     /// A TLS library yields plaintext, or its socket became known.
-    pub(super) fn on_stream(&mut self, open: &Open, comm: Arc<str>, out: &mut Vec<Output>) {
+    pub(super) fn on_stream(&mut self, open: &Open, comm: &Arc<str>, out: &mut Vec<Output>) {
         let is_http1 = matches!(open.protocol, FirstBytes::Http1 | FirstBytes::Unknown);
         let below = open.socket.and_then(|socket| self.table.get(socket));
         let known = below.is_some();
@@ -125,7 +125,7 @@ impl Capture {
             backend: open.backend,
             tls: Some(below.map_or_else(Arc::default, facts)),
             process: open.process,
-            comm: Arc::clone(&comm),
+            comm: Arc::clone(comm),
             cgroup: open.cgroup,
             uid: open.uid,
             netns: below.map_or(0, |below| below.info.netns),
@@ -149,7 +149,7 @@ impl Capture {
         if !is_http1 {
             return;
         }
-        self.announce(open.process, &comm, open.cgroup, None, out);
+        self.announce(open.process, comm, open.cgroup, None, out);
         if self.table.describe(open.conn, &info).is_none() {
             let parser = protocol::start(Wire::Http1, open.joined, self.settings.limits);
             self.insert(info, Some(parser), Layer::stream(open.socket, open.time), false, out);

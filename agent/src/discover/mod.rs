@@ -28,6 +28,9 @@ const MAPS_BYTES: u64 = 16 * 1024 * 1024;
 /// Sweeps in which nobody maps a file before its probes go.
 const SWEEPS: u8 = 2;
 
+/// Why Java is not read.
+const JAVA: &str = "Java: TLS (JSSE) is code that the virtual machine makes; it can only be read from inside";
+
 /// A file, as mappings name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileKey {
@@ -355,9 +358,8 @@ impl Discovery {
         if let Some(known) = self.probed.get(&identity).and_then(std::sync::Weak::upgrade) {
             return Ok(Outcome::Probed(known));
         }
-        if image.function("JNI_CreateJavaVM").is_some() {
-            let reason = "Java: TLS (JSSE) is code that the virtual machine makes; it can only be read from inside";
-            return Ok(Outcome::Unreadable(reason.into()));
+        if is_java(&image) {
+            return Ok(Outcome::Unreadable(JAVA.into()));
         }
         let found = tls_targets::find(&image, effort);
         Ok(self.probe(file, path, identity, &found))
@@ -427,6 +429,59 @@ impl Discovery {
         let view = View { libraries, processes: self.explained.clone(), counts: self.counts };
         *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view;
     }
+}
+
+/// A file with TLS that a process executes now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Surveyed {
+    pub path: PathBuf,
+    pub stack: &'static str,
+    /// Processes that map it.
+    pub processes: usize,
+    /// Why its plaintext cannot be read; `None` when it can.
+    pub obstacle: Option<String>,
+}
+
+/// Look at all processes and touch none: what would be probed, and what could not be. Sorted by path.
+pub fn survey(proc: &Path) -> Vec<Surveyed> {
+    let mut users: HashMap<FileKey, (PathBuf, usize, Option<File>)> = HashMap::new();
+    let own = std::process::id();
+    for pid in processes(proc).into_iter().filter(|pid| *pid != own) {
+        let Ok(text) = fs::read_to_string(proc.join(pid.to_string()).join("maps")) else { continue };
+        let mut met = HashSet::new();
+        for mapping in maps::executable(&text).filter(|mapping| met.insert(mapping.key)) {
+            let (_, processes, _) = users.entry(mapping.key).or_insert_with(|| {
+                let name = format!("{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
+                (PathBuf::from(mapping.path), 0, File::open(proc.join(name)).ok())
+            });
+            *processes += 1;
+        }
+    }
+    let mut surveyed = Vec::new();
+    for (path, processes, file) in users.into_values() {
+        let Some(file) = file.filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file())) else { continue };
+        let cache = ReadCache::new(file);
+        let Ok(image) = Image::parse(&cache) else { continue };
+        if is_java(&image) {
+            surveyed.push(Surveyed { path, stack: "java", processes, obstacle: Some(JAVA.to_owned()) });
+            continue;
+        }
+        let found = tls_targets::find(&image, Effort::Symbols);
+        let readable = found.targets.iter().map(|target| (target.stack, None));
+        let unreadable = found.unreadable.iter().map(|unreadable| (unreadable.stack, Some(unreadable.reason.clone())));
+        surveyed.extend(readable.chain(unreadable).map(|(stack, obstacle)| Surveyed {
+            path: path.clone(),
+            stack: stack.name(),
+            processes,
+            obstacle,
+        }));
+    }
+    surveyed.sort_by(|a, b| (&a.path, a.stack).cmp(&(&b.path, b.stack)));
+    surveyed
+}
+
+fn is_java<'a, R: object::ReadRef<'a>>(image: &Image<'a, R>) -> bool {
+    image.function("JNI_CreateJavaVM").is_some()
 }
 
 /// Detach everything, all files at once.
