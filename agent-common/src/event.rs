@@ -153,7 +153,8 @@ pub struct Open {
     /// Inode of the cgroup v2 directory.
     pub cgroup: u64,
     pub comm: [u8; 16],
-    /// Plaintext of a TLS object: [`Header::conn`] of the socket below; 0 when it is not known (yet).
+    /// Plaintext of a TLS object: [`Header::conn`] of the socket below; 0 when it is not known (yet). With
+    /// [`association::NONE`] no more than a supposition.
     pub socket: u64,
     pub association: u8,
     pub padding: [u8; 7],

@@ -100,7 +100,9 @@ impl Socket for Object {
     #[inline(always)]
     fn below(self) -> (u64, u8) {
         // SAFETY: a map value.
-        unsafe { ((*self.0).socket, (*self.0).association) }
+        let state = unsafe { &*self.0 };
+        let socket = if state.association == association::NONE { state.candidate } else { state.socket };
+        (socket, state.association)
     }
 }
 
@@ -310,6 +312,13 @@ fn vote(state: &mut TlsState, socket: u64, slot: u32) -> bool {
     true
 }
 
+/// A socket that carries TLS is gone.
+#[inline(always)]
+pub(crate) fn ended(state: &ConnState) {
+    // Not there is as good.
+    _ = TLS_SOCKETS.remove(&state.id);
+}
+
 /// What comes next is not the continuation of what came.
 #[inline(always)]
 fn restart(state: &mut TlsState) {
@@ -422,6 +431,13 @@ fn yielded(moved: &Yield, source: Source, slot: u32) {
 fn identify(state: &mut TlsState, moved: &Yield, layout: &Layout, slot: u32) {
     if moved.named != 0 {
         bind(state, moved.named, association::DESCRIPTOR, slot);
+    }
+    if matches!(state.association, association::NESTED | association::LEARNED)
+        // SAFETY: only asked whether it is there.
+        && unsafe { TLS_SOCKETS.get(&state.socket) }.is_none()
+    {
+        // Its connection is gone: another object has its address.
+        restart(state);
     }
     if let Some(random) = random(moved.object, layout)
         && random[0] != 0

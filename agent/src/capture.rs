@@ -290,12 +290,20 @@ impl Capture {
         if self.on_handshake(data) {
             return;
         }
-        let Self { table, tracer, counts, events, .. } = self;
+        let Self { table, counts, events, .. } = self;
         let Some(conn) = table.touch(data.conn) else { return };
         conn.last = data.time;
+        tls::keep(conn, data);
         feed(conn, data, counts, events);
+        self.on_fed(data.conn, data.len, out);
+    }
+
+    /// What came of a record's bytes.
+    fn on_fed(&mut self, id: ConnId, len: u32, out: &mut Vec<Output>) {
+        let Self { table, tracer, counts, events, .. } = self;
+        let Some(conn) = table.touch(id) else { return };
         if events.is_empty() {
-            conn.fruitless = conn.fruitless.saturating_add(u64::from(data.len));
+            conn.fruitless = conn.fruitless.saturating_add(u64::from(len));
             if conn.fruitless > FRUITLESS && conn.open.is_empty() && conn.parser.as_ref().is_some_and(|p| p.is_idle()) {
                 conn.parser = None;
                 counts.not_http += 1;
@@ -303,12 +311,12 @@ impl Capture {
             return;
         }
         conn.fruitless = 0;
-        let mirror = mirror_requests(table, data.conn, events);
-        if let Some(conn) = table.touch(data.conn) {
+        let mirror = mirror_requests(table, id, events);
+        if let Some(conn) = table.touch(id) {
             let heads = events.iter().any(|event| matches!(event, Event::RequestHead(_)));
             settle(conn, mirror.as_deref(), tracer, counts, events, out);
             if heads && mirror.is_none() {
-                join_late(table, data.conn, tracer);
+                join_late(table, id, tracer);
             }
         }
     }
@@ -401,6 +409,7 @@ impl Capture {
                 last,
                 orphan,
                 layer,
+                shift: Default::default(),
             },
         );
     }
@@ -434,6 +443,9 @@ impl Capture {
 
 /// Give one record's bytes to the parser, with what is missing before them as a gap.
 fn feed(conn: &mut Conn, data: &Data<'_>, counts: &mut Counts, events: &mut Vec<Event>) {
+    let shift = conn.shift[usize::from(data.direction == Direction::Send)];
+    let data =
+        &Data { seq: data.seq.wrapping_add(shift.seq), position: data.position.wrapping_add(shift.position), ..*data };
     if conn.orphan && conn.receive.seq.is_none() && conn.send.seq.is_none() {
         // Numbers count from the first record: one that begins with 0 lost its description and nothing else.
         conn.orphan = data.seq != 0;

@@ -46,7 +46,7 @@ pub struct Open {
     pub comm: Comm,
     /// Bytes had moved before the first record.
     pub joined: bool,
-    /// Plaintext of a TLS object: the socket below, if it is known.
+    /// Plaintext of a TLS object: the socket below, if it is known; with [`Association::None`] no more than supposed.
     pub socket: Option<ConnId>,
     pub association: Association,
 }

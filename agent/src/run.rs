@@ -331,7 +331,7 @@ fn tls(kernel: &Kernel, shared: &Arc<Shared>) -> Result<discover_thread::Worker,
         .ok();
     discovery.scan_linker_cache();
     discovery.scan();
-    Ok(discover_thread::Worker { discovery, mappings, shared: Arc::clone(shared) })
+    Ok(discover_thread::Worker::new(discovery, mappings, Arc::clone(shared)))
 }
 
 /// Processors that are online, by number.

@@ -1,10 +1,14 @@
-//! The floor: programs that return at once, at the tracepoints that Weir uses. What any observer there costs at least.
+//! The floor: programs that return at once, at the tracepoints and in the library functions that Weir uses. What any observer
+//! there costs at least.
 //! Loaded by system calls of their own: an object file for two instructions would have to be built and shipped.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
+use agent::tls_targets::{Program, Target};
 use anyhow::{Context as _, Result, ensure};
 
 /// Where Weir attaches for sockets.
@@ -13,8 +17,13 @@ const TRACEPOINTS: [&str; 2] = ["sock_send_length", "sock_recv_length"];
 // include/uapi/linux/bpf.h
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
+const BPF_PROG_TYPE_KPROBE: u32 = 2;
 const BPF_PROG_TYPE_TRACING: u32 = 26;
 const BPF_TRACE_RAW_TP: u32 = 23;
+// include/uapi/linux/perf_event.h
+const PERF_EVENT_IOC_SET_BPF: libc::Ioctl = 0x4004_2408;
+const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
+const PERF_EVENT_IOC_ENABLE: libc::Ioctl = 0x2400;
 /// `r0 = 0; exit`
 const EMPTY: [u64; 2] = [0x0000_0000_0000_00b7, 0x0000_0000_0000_0095];
 const LICENSE: &CStr = c"GPL";
@@ -56,7 +65,7 @@ struct Open {
 
 /// Attached while it lives.
 pub(crate) struct Floor {
-    _descriptors: Vec<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
 }
 
 impl Floor {
@@ -81,8 +90,54 @@ impl Floor {
             descriptors.push(bpf(BPF_RAW_TRACEPOINT_OPEN, &open).context("the empty program cannot be attached")?);
             descriptors.push(program);
         }
-        Ok(Self { _descriptors: descriptors })
+        Ok(Self { descriptors })
     }
+
+    /// The same, and an empty program at each probe of a library.
+    pub(crate) fn attach_library(path: &Path, target: &Target) -> Result<Self> {
+        let mut floor = Self::attach()?;
+        let load = Load {
+            kind: BPF_PROG_TYPE_KPROBE,
+            instruction_count: EMPTY.len() as u32,
+            instructions: EMPTY.as_ptr() as u64,
+            license: LICENSE.as_ptr() as u64,
+            ..Load::default()
+        };
+        let program = bpf(BPF_PROG_LOAD, &load).context("the empty program was refused")?;
+        let kind = fs::read_to_string("/sys/bus/event_source/devices/uprobe/type").context("no uprobes here")?;
+        let kind: u64 = kind.trim().parse().context("the type of uprobes is no number")?;
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        for probe in &target.probes {
+            let event = uprobe(kind, &path, probe.offset, probe.program == Program::Return)?;
+            let program = std::os::fd::AsRawFd::as_raw_fd(&program);
+            // SAFETY: both descriptors are open; the calls take numbers.
+            let failed = unsafe {
+                let event = std::os::fd::AsRawFd::as_raw_fd(&event);
+                libc::ioctl(event, PERF_EVENT_IOC_SET_BPF, program) != 0
+                    || libc::ioctl(event, PERF_EVENT_IOC_ENABLE, 0) != 0
+            };
+            ensure!(!failed, std::io::Error::last_os_error());
+            floor.descriptors.push(event);
+        }
+        floor.descriptors.push(program);
+        Ok(floor)
+    }
+}
+
+/// An event for all processes at an instruction of a file, or at the returns of the function there.
+fn uprobe(kind: u64, path: &CStr, offset: u64, is_return: bool) -> Result<OwnedFd> {
+    /// `struct perf_event_attr` by words: type and size, config, .., config1 (path), config2 (offset).
+    const WORDS: usize = 16;
+    let mut attributes = [0_u64; WORDS];
+    attributes[0] = kind | (size_of_val(&attributes) as u64) << 32;
+    attributes[1] = u64::from(is_return);
+    attributes[7] = path.as_ptr() as u64;
+    attributes[8] = offset;
+    // SAFETY: the attributes and the path live through the call; the kernel copies them.
+    let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, attributes.as_ptr(), -1, 0, -1, PERF_FLAG_FD_CLOEXEC) };
+    ensure!(fd >= 0, std::io::Error::last_os_error());
+    // SAFETY: a new descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// A command of bpf(2) that returns a descriptor.

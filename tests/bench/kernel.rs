@@ -52,15 +52,15 @@ struct Cost {
 }
 
 /// Weir's programs, and a thread that empties their ring buffer.
-struct Reader {
-    attached: Attached,
+pub(crate) struct Reader {
+    pub(crate) attached: Attached,
     stop: Arc<AtomicBool>,
     read: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Reader {
-    fn start(backend: SocketBackend) -> Result<Self> {
+    pub(crate) fn start(backend: SocketBackend) -> Result<Self> {
         let features = bpf::detect();
         let plan = bpf::plan(&features, Wanted::Only(backend)).map_err(|refused| anyhow!("{refused}"))?;
         let (attached, mut ring) =
@@ -82,7 +82,7 @@ impl Reader {
     }
 
     /// Records read and lost so far.
-    fn counts(&self) -> Result<(u64, u64)> {
+    pub(crate) fn counts(&self) -> Result<(u64, u64)> {
         let counters = self.attached.counters()?;
         let lost = counters.get(Counter::RingFull as usize).copied().unwrap_or(0);
         Ok((self.read.load(Ordering::Relaxed), lost))

@@ -10,6 +10,7 @@ mod nginx;
 mod process;
 mod replay;
 mod spread;
+mod tls;
 
 use std::fmt::Arguments;
 use std::fs;
@@ -20,7 +21,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 /// A measurement and its name.
 type Measurement = (&'static str, fn(usize) -> Result<serde_json::Value>);
-const ALL: [Measurement; 3] = [("kernel", kernel::run), ("nginx", nginx::run), ("replay", replay::run)];
+const ALL: [Measurement; 4] =
+    [("kernel", kernel::run), ("nginx", nginx::run), ("replay", replay::run), ("tls", tls::run)];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -30,9 +32,9 @@ fn main() -> Result<()> {
         [] => ALL.iter().try_for_each(measure),
         [name] => match ALL.iter().find(|(known, _)| *known == name) {
             Some(measurement) => measure(measurement),
-            None => bail!("no measurement {name}: there are kernel, nginx and replay"),
+            None => bail!("no measurement {name}: there are kernel, nginx, replay and tls"),
         },
-        _ => bail!("usage: weir-bench [kernel|nginx|replay]"),
+        _ => bail!("usage: weir-bench [kernel|nginx|replay|tls]"),
     }
 }
 

@@ -114,8 +114,27 @@ pub(crate) fn agent(arguments: &[&str], ready: &str) -> Result<Running> {
 impl Server {
     /// nginx with one worker, kept on one CPU, that answers `/item` with 600 bytes of JSON.
     pub(crate) fn nginx(cpu: usize) -> Result<Self> {
-        let program = find("nginx").context("nginx is not installed")?;
+        Self::nginx_at(cpu, tempfile::tempdir()?, "", "")
+    }
+
+    /// The same over TLS, with a certificate of its own.
+    pub(crate) fn nginx_tls(cpu: usize) -> Result<Self> {
         let dir = tempfile::tempdir()?;
+        let (key, certificate) = (dir.path().join("key.pem"), dir.path().join("certificate.pem"));
+        let made = Command::new(find("openssl").context("openssl is not installed")?)
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout"])
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate)
+            .stderr(Stdio::null())
+            .status()?;
+        ensure!(made.success(), "openssl made no certificate");
+        let files = format!("ssl_certificate {}; ssl_certificate_key {};", certificate.display(), key.display());
+        Self::nginx_at(cpu, dir, " ssl", &files)
+    }
+
+    fn nginx_at(cpu: usize, dir: tempfile::TempDir, listen: &str, files: &str) -> Result<Self> {
+        let program = find("nginx").context("nginx is not installed")?;
         let port = free_port();
         let at = dir.path().display();
         let body = format!("{{\\\"id\\\":4711,\\\"name\\\":\\\"{}\\\"}}", "x".repeat(576));
@@ -125,7 +144,7 @@ impl Server {
              http {{ access_log off; keepalive_requests 100000000; default_type application/json;\n\
              client_body_temp_path {at}/body; proxy_temp_path {at}/proxy; fastcgi_temp_path {at}/fastcgi;\n\
              uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;\n\
-             server {{ listen 127.0.0.1:{port}; location / {{ return 200 \"{body}\"; }} }} }}\n"
+             server {{ listen 127.0.0.1:{port}{listen}; {files} location / {{ return 200 \"{body}\"; }} }} }}\n"
         );
         let path = dir.path().join("nginx.conf");
         fs::write(&path, conf)?;

@@ -9,6 +9,7 @@ use crate::maps::{ConnState, OWN_ADDRESSES, WALKED_SOCKETS, WalkedKey};
 use crate::probes::socket;
 use crate::socket::Trusted;
 use crate::stream::{self, verdict};
+use crate::tls;
 
 // include/net/tcp_states.h, user ABI.
 const TCP_ESTABLISHED: i32 = 1;
@@ -29,6 +30,7 @@ pub(crate) fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
             let state = unsafe { &*found };
             if stream::is_reported(state) {
                 stream::close(state, flags, backend::SOCK_TRACEPOINT, false);
+                forget_tls(state, flags);
             } else if state.verdict == verdict::OWN && flags & close_flags::RECEIVE != 0 {
                 forget_own(state);
             }
@@ -50,6 +52,7 @@ pub(crate) fn inet_sock_set_state_walked(ctx: BtfTracePointContext) -> i32 {
             let state = unsafe { &*found };
             if stream::is_reported(state) {
                 stream::close(state, flags, backend::SYS_EXIT, false);
+                forget_tls(state, flags);
             } else if state.verdict == verdict::OWN && flags & close_flags::RECEIVE != 0 {
                 forget_own(state);
             }
@@ -75,6 +78,14 @@ fn ended(socket: Trusted, old: i32, new: i32) -> Option<u8> {
         (_, TCP_CLOSE) if socket.has_unread() => Some(close_flags::SEND),
         (_, TCP_CLOSE) => Some(close_flags::SEND | close_flags::RECEIVE),
         _ => None,
+    }
+}
+
+/// Objects of a library that had this connection have another next.
+#[inline(always)]
+fn forget_tls(state: &ConnState, flags: u8) {
+    if state.verdict != verdict::HTTP1 && flags & close_flags::SEND != 0 && flags & close_flags::RECEIVE != 0 {
+        tls::ended(state);
     }
 }
 

@@ -104,6 +104,11 @@ impl Script {
 
     /// The plaintext above `socket`, met now; `known`: its socket is.
     fn open_stream(&mut self, stream: &End, socket: &End, known: bool, protocol: FirstBytes) {
+        self.open_above(stream, known.then_some(socket), known, protocol);
+    }
+
+    /// With a socket that is known, or only supposed.
+    fn open_above(&mut self, stream: &End, socket: Option<&End>, known: bool, protocol: FirstBytes) {
         let time = self.now();
         self.push(&KernelEvent::Open(Open {
             conn: stream.conn,
@@ -120,7 +125,7 @@ impl Script {
             cgroup: 1,
             comm: comm("app"),
             joined: false,
-            socket: known.then_some(socket.conn),
+            socket: socket.map(|socket| socket.conn),
             association: if known { Association::Random } else { Association::None },
         }));
     }
@@ -784,6 +789,41 @@ fn an_exchange_waits_for_its_socket_and_no_longer_than_told() {
             assert_eq!(exchange.connection.remote, SocketAddress::Unknown);
         }
         assert_eq!(played.capture.counts().peer_unknown, u64::from(!known_later));
+    }
+}
+
+#[test]
+fn an_object_that_moves_in_memory_keeps_its_exchange() {
+    for same_socket in [true, false] {
+        let mut script = Script::default();
+        let (sockets, mut streams) = tls(&mut script, 1);
+        let socket = &sockets.0[SERVER];
+        let before = streams.0[SERVER].clone();
+        let mut after = End { conn: ConnId(before.conn.0 + 100), ..before.clone() };
+        let mut before = before;
+        let supposed = if same_socket { socket } else { &sockets.0[CLIENT] };
+        script.open_above(&before, Some(supposed), false, FirstBytes::Http1);
+        script.moved(&mut before, Direction::Receive, &request(1, ""), 0, b"");
+        // Its next address begins to count anew.
+        script.open_above(&after, None, false, FirstBytes::Http1);
+        script.moved(&mut after, Direction::Send, &response(1), 0, b"");
+        script.open_above(&after, Some(socket), true, FirstBytes::Http1);
+        script.moved(&mut after, Direction::Receive, &request(2, ""), 0, b"");
+        script.moved(&mut after, Direction::Send, &response(2), 0, b"");
+        streams.0.reverse();
+        let played = script.play();
+        let second = played.of(2, Role::Server);
+        assert_eq!((second.incomplete, &second.connection.remote), (None, &socket.remote));
+        if same_socket {
+            let first = played.of(1, Role::Server);
+            assert_eq!((first.incomplete, &first.connection.remote), (None, &socket.remote));
+            assert_eq!(first.response.as_ref().map(|response| response.status), Some(200));
+            assert_eq!(played.exchanges().len(), 2);
+        } else {
+            assert!(played.exchanges().iter().all(|exchange| {
+                exchange.response.is_none() || exchange.request.as_ref().is_none_or(|request| request.target != "/1")
+            }));
+        }
     }
 }
 

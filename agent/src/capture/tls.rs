@@ -5,9 +5,9 @@ use std::sync::Arc;
 use hashlink::LruCache;
 use rustc_hash::FxBuildHasher;
 
-use super::{Capture, Counts, Output};
-use crate::conn::{Conn, Layer};
-use crate::event::{Close, Data, FirstBytes, Open};
+use super::{Capture, Counts, Output, end_open, feed};
+use crate::conn::{Conn, Kept, Layer};
+use crate::event::{Association, Close, Data, FirstBytes, Open};
 use crate::handshake::Reader;
 use crate::model::{
     Backend, ConnId, Connection, Handshake, Incomplete, ProcessRef, SocketAddress, Timestamp, Transport,
@@ -16,6 +16,10 @@ use crate::protocol::{self, Wire};
 
 /// An exchange waits this long for its socket to be known.
 const HOLD_NS: u64 = 2_000_000_000;
+/// Records kept of a plaintext whose socket is not known: two messages, in pieces.
+const KEPT: usize = 16;
+/// Where the kernel begins to count the bytes of a plaintext.
+const STREAM_START: u64 = 1 << 32;
 /// Processes that use TLS and are kept in mind.
 const PROCESSES: usize = 1_024;
 
@@ -107,7 +111,8 @@ impl Capture {
         if self.table.describe(open.conn, &info).is_none() {
             self.counts.tls_sockets += 1;
             self.uses.met(&info);
-            let layer = Layer::Socket { handshake: Box::new(Reader::default()), stream: None, read: false };
+            let layer =
+                Layer::Socket { handshake: Box::new(Reader::default()), stream: None, supposed: None, read: false };
             self.insert(info, None, layer, false, out);
         }
     }
@@ -115,7 +120,11 @@ impl Capture {
     /// A TLS library yields plaintext, or its socket became known.
     pub(super) fn on_stream(&mut self, open: &Open, comm: &Arc<str>, out: &mut Vec<Output>) {
         let is_http1 = matches!(open.protocol, FirstBytes::Http1 | FirstBytes::Unknown);
-        let below = open.socket.and_then(|socket| self.table.get(socket));
+        let bound = open.socket.filter(|_| open.association != Association::None);
+        if let Some(supposed) = open.socket.filter(|_| bound.is_none()) {
+            self.suppose(open.conn, supposed);
+        }
+        let below = bound.and_then(|socket| self.table.get(socket));
         let known = below.is_some();
         let info = Arc::new(Connection {
             id: open.conn,
@@ -131,12 +140,14 @@ impl Capture {
             netns: below.map_or(0, |below| below.info.netns),
             first_seen: open.time,
         });
-        if let Some(socket) = open.socket
+        let mut before = None;
+        if let Some(socket) = bound
             && let Some(below) = self.table.touch(socket)
-            && let Layer::Socket { stream, read, .. } = &mut below.layer
+            && let Layer::Socket { stream, supposed, read, .. } = &mut below.layer
         {
             if is_http1 {
                 *stream = Some(open.conn);
+                before = supposed.take().filter(|id| *id != open.conn);
             }
             if !std::mem::replace(read, true) {
                 let process = below.info.process;
@@ -152,13 +163,80 @@ impl Capture {
         self.announce(open.process, comm, open.cgroup, None, out);
         if self.table.describe(open.conn, &info).is_none() {
             let parser = protocol::start(Wire::Http1, open.joined, self.settings.limits);
-            self.insert(info, Some(parser), Layer::stream(open.socket, open.time), false, out);
+            self.insert(info, Some(parser), Layer::stream(bound, open.time), false, out);
         } else if known
             && let Some(conn) = self.table.touch(open.conn)
-            && let Layer::Stream { socket, .. } = &mut conn.layer
+            && let Layer::Stream { socket, records, .. } = &mut conn.layer
         {
-            *socket = open.socket;
-            release(conn, &mut self.counts, out);
+            *socket = bound;
+            let records = records.take();
+            match before.zip(records) {
+                Some((before, records)) => self.join_moved(before, open.conn, &info, &records, out),
+                None => release(conn, &mut self.counts, out),
+            }
+        }
+    }
+
+    /// A plaintext may belong to a socket: one observation spoke for it.
+    fn suppose(&mut self, stream: ConnId, socket: ConnId) {
+        if let Some(below) = self.table.get_mut(socket)
+            && let Layer::Socket { stream: None, supposed, .. } = &mut below.layer
+        {
+            *supposed = Some(stream);
+        }
+    }
+
+    /// An object that is moved in memory (rustls' are values) has another address, and its plaintext goes on as another
+    /// stream. That both have one socket proves it: `now` is read again behind `before`, whose socket was only supposed.
+    fn join_moved(
+        &mut self,
+        before: ConnId,
+        now: ConnId,
+        info: &Arc<Connection>,
+        records: &[Kept],
+        out: &mut Vec<Output>,
+    ) {
+        let is_unbound = |conn: &Conn| matches!(conn.layer, Layer::Stream { socket: None, .. });
+        let first = records.first().map_or(info.first_seen, |kept| kept.time);
+        let joined = self
+            .table
+            .get(before)
+            .is_some_and(|conn| is_unbound(conn) && conn.info.process == info.process && conn.last <= first);
+        let Some(mut conn) = joined.then(|| self.table.remove(before)).flatten() else {
+            if let Some(conn) = self.table.touch(now) {
+                release(conn, &mut self.counts, out);
+            }
+            return;
+        };
+        let Some(apart) = self.table.remove(now) else { return };
+        for open in &apart.open {
+            end_open(&mut self.tracer, open);
+        }
+        for (shift, stream) in conn.shift.iter_mut().zip([conn.receive, conn.send]) {
+            if let Some(seq) = stream.seq {
+                shift.seq = seq;
+                shift.position = stream.end.wrapping_sub(STREAM_START);
+            }
+        }
+        let held = match apart.layer {
+            Layer::Stream { socket, since, .. } => Layer::Stream { socket, held: Vec::new(), since, records: None },
+            other => other,
+        };
+        if let Layer::Stream { held, .. } = std::mem::replace(&mut conn.layer, held)
+            && let Layer::Stream { held: kept, .. } = &mut conn.layer
+        {
+            *kept = held;
+        }
+        conn.info = Arc::clone(info);
+        release(&mut conn, &mut self.counts, out);
+        self.table.insert(now, conn);
+        for kept in records {
+            let data = kept.data(now);
+            let Self { table, counts, events, .. } = self;
+            let Some(conn) = table.touch(now) else { return };
+            conn.last = data.time;
+            feed(conn, &data, counts, events);
+            self.on_fed(now, data.len, out);
         }
     }
 
@@ -214,6 +292,48 @@ impl Capture {
         }
         *stream
     }
+}
+
+impl Kept {
+    fn data(&self, conn: ConnId) -> Data<'_> {
+        Data {
+            conn,
+            time: self.time,
+            backend: self.backend,
+            pid: self.pid,
+            tid: self.tid,
+            direction: self.direction,
+            seq: self.seq,
+            position: self.position,
+            len: self.len,
+            head: &self.head,
+            tail: &self.tail,
+            opaque: false,
+            unreadable: false,
+        }
+    }
+}
+
+/// Keep the records of plaintext whose socket is not known, while they are few.
+pub(super) fn keep(conn: &mut Conn, data: &Data<'_>) {
+    let Layer::Stream { socket: None, records, .. } = &mut conn.layer else { return };
+    let Some(kept) = records else { return };
+    if kept.len() >= KEPT {
+        *records = None;
+        return;
+    }
+    kept.push(Kept {
+        time: data.time,
+        backend: data.backend,
+        pid: data.pid,
+        tid: data.tid,
+        direction: data.direction,
+        seq: data.seq,
+        position: data.position,
+        len: data.len,
+        head: data.head.into(),
+        tail: data.tail.into(),
+    });
 }
 
 /// What is known of the handshake on a socket.

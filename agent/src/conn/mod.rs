@@ -7,7 +7,7 @@ use hashlink::LinkedHashMap;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use crate::handshake;
-use crate::model::{ConnId, Connection, Direction, Exchange, Role, SocketAddress, Timestamp, TraceContext};
+use crate::model::{Backend, ConnId, Connection, Direction, Exchange, Role, SocketAddress, Timestamp, TraceContext};
 use crate::protocol::Protocol;
 use crate::trace::{Link, Thread, Traceparent};
 
@@ -15,6 +15,21 @@ use crate::trace::{Link, Thread, Traceparent};
 const HELD: usize = 64;
 /// What an exchange that waits takes, about: its heads.
 const EXCHANGE_BYTES: usize = 4 * 1024;
+
+/// A record of plaintext that is kept.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub time: Timestamp,
+    pub backend: Backend,
+    pub pid: u32,
+    pub tid: u32,
+    pub direction: Direction,
+    pub seq: u32,
+    pub position: u64,
+    pub len: u32,
+    pub head: Box<[u8]>,
+    pub tail: Box<[u8]>,
+}
 
 /// One connection that is followed.
 pub struct Conn {
@@ -31,6 +46,15 @@ pub struct Conn {
     /// Its description was lost, or it was evicted: how many records came before is not known.
     pub orphan: bool,
     pub layer: Layer,
+    /// What the records of a direction (receive, send) are behind those of the object that this one was before.
+    pub shift: [Shift; 2],
+}
+
+/// A count of records and bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shift {
+    pub seq: u32,
+    pub position: u64,
 }
 
 /// Where a connection stands to TLS.
@@ -44,6 +68,8 @@ pub enum Layer {
         handshake: Box<handshake::Reader>,
         /// The plaintext above it, when that is HTTP.
         stream: Option<ConnId>,
+        /// A plaintext that may be.
+        supposed: Option<ConnId>,
         /// A TLS library was seen to yield its plaintext, whatever that is.
         read: bool,
     },
@@ -54,6 +80,8 @@ pub enum Layer {
         /// Exchanges that wait for it to be known, and since when.
         held: Vec<Box<Exchange>>,
         since: Timestamp,
+        /// Records until it is known, to be read again behind those of an object that moved; `None`: too many.
+        records: Option<Vec<Kept>>,
     },
 }
 
@@ -102,7 +130,7 @@ pub struct Table {
 impl Layer {
     /// Plaintext of a TLS library.
     pub const fn stream(socket: Option<ConnId>, now: Timestamp) -> Self {
-        Self::Stream { socket, held: Vec::new(), since: now }
+        Self::Stream { socket, held: Vec::new(), since: now, records: Some(Vec::new()) }
     }
 }
 
@@ -125,7 +153,7 @@ impl Conn {
     /// Keep an exchange until its socket is known; given back when it is, or when too many wait.
     pub fn hold(&mut self, exchange: Box<Exchange>) -> Option<Box<Exchange>> {
         match &mut self.layer {
-            Layer::Stream { socket: None, held, since } if held.len() < HELD => {
+            Layer::Stream { socket: None, held, since, .. } if held.len() < HELD => {
                 if held.is_empty() {
                     *since = exchange.timing.end;
                 }
@@ -145,7 +173,10 @@ impl Conn {
             + match &self.layer {
                 Layer::Plain => 0,
                 Layer::Socket { handshake, .. } => handshake.memory(),
-                Layer::Stream { held, .. } => held.len() * EXCHANGE_BYTES,
+                Layer::Stream { held, records, .. } => {
+                    held.len() * EXCHANGE_BYTES
+                        + records.iter().flatten().map(|kept| size_of::<Kept>() + kept.head.len()).sum::<usize>()
+                }
             }
     }
 }
@@ -174,6 +205,11 @@ impl Table {
 
     pub fn get(&self, id: ConnId) -> Option<&Conn> {
         self.conns.get(&id)
+    }
+
+    /// The connection, whose turn to go does not change.
+    pub fn get_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
+        self.conns.get_mut(&id)
     }
 
     /// Add a connection. Make room first: see [`Self::is_full`].
@@ -258,7 +294,7 @@ impl Pair {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Backend, ProcessRef, Transport};
+    use crate::model::{ProcessRef, Transport};
 
     fn conn(id: u64, local: &str, remote: &str, netns: u32) -> Conn {
         let ip = |text: &str| SocketAddress::Ip(text.parse().unwrap());
@@ -285,6 +321,7 @@ mod tests {
             last: Timestamp(id),
             orphan: false,
             layer: Layer::Plain,
+            shift: Default::default(),
         }
     }
 

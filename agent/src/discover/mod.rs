@@ -216,8 +216,9 @@ impl Discovery {
 
     /// Say which source a process that uses TLS is read by. With `unread`, nothing of it was: then also look into code
     /// that no symbol names, one file at a time.
-    pub fn explain(&mut self, process: ProcessRef, unread: bool) {
-        let Some(text) = self.maps(process.pid) else { return };
+    /// False: it is gone.
+    pub fn explain(&mut self, process: ProcessRef, unread: bool) -> bool {
+        let Some(text) = self.maps(process.pid).filter(|text| !text.is_empty()) else { return false };
         let mut view = ProcessView::default();
         let mut met = HashSet::new();
         let mut candidate = None;
@@ -257,6 +258,7 @@ impl Discovery {
         }
         self.explained.insert(process, view);
         self.publish();
+        true
     }
 
     /// Detach what nobody maps any more, and look at what was missed. Every minute or so.

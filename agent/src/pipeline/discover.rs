@@ -1,5 +1,6 @@
 //! The discovery thread: mappings as they appear, processes that were seen to use TLS, and a sweep now and then.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -11,6 +12,7 @@ use super::Shared;
 use crate::bpf::Mappings;
 use crate::clock;
 use crate::discover::Discovery;
+use crate::model::ProcessRef;
 
 /// Mappings come in groups: the loader's of a new process.
 const LAZY: Duration = Duration::from_millis(1);
@@ -28,9 +30,15 @@ pub struct Worker {
     /// `None`: the kernel does not tell of mappings.
     pub mappings: Option<Mappings>,
     pub shared: Arc<Shared>,
+    /// Processes that ended before they could be explained, as long as capture knows of them.
+    gone: HashSet<ProcessRef>,
 }
 
 impl Worker {
+    pub fn new(discovery: Discovery, mappings: Option<Mappings>, shared: Arc<Shared>) -> Self {
+        Self { discovery, mappings, shared, gone: HashSet::new() }
+    }
+
     /// Run until told to stop. Dropping the worker detaches everything.
     pub fn run(mut self) {
         let (mut last_tick, mut last_sweep) = (clock::now(), clock::now());
@@ -75,17 +83,22 @@ impl Worker {
     fn explain(&mut self) {
         let known = self.discovery.view();
         let mut left = EXPLAIN;
-        for used in self.shared.capture().tls {
+        let uses = self.shared.capture().tls;
+        self.gone.retain(|process| uses.iter().any(|used| used.process == *process));
+        for used in uses {
             let unread = used.read == 0;
             let explained = {
                 let view = known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 view.processes.get(&used.process).is_some_and(|known| !known.is_open())
             };
-            if explained || left == 0 {
+            if explained || left == 0 || self.gone.contains(&used.process) {
                 continue;
             }
-            left -= 1;
-            self.discovery.explain(used.process, unread);
+            if self.discovery.explain(used.process, unread) {
+                left -= 1;
+            } else {
+                self.gone.insert(used.process);
+            }
         }
     }
 }
