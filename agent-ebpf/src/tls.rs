@@ -301,6 +301,10 @@ fn vote(state: &mut TlsState, socket: u64, slot: u32) -> bool {
         restart(state);
     }
     if state.candidate != socket {
+        if state.candidate != 0 {
+            // An address that several objects had before they moved on (rustls' are values, on the stack at first).
+            restart(state);
+        }
         state.candidate = socket;
         state.votes = 0;
     }

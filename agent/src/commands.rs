@@ -173,7 +173,10 @@ fn record(path: &Path, duration: Option<Duration>, max_bytes: u64) -> Result<Exi
     let settings =
         bpf::Settings { ring_bytes: agent_common::limits::RING_BYTES, config: agent_common::config::Config::default() };
     let mut recorder = Recorder::create(path, clock::wall_offset_ns(), run::seed()?, max_bytes)?;
-    let (attached, mut ring) = bpf::attach(&features, &plan, settings)?;
+    let (mut attached, mut ring) = bpf::attach(&features, &plan, settings)?;
+    let shared = Arc::new(Shared::default());
+    // Why not, if not, is logged.
+    let discover = run::tls(&mut attached, &shared).ok().map(|worker| std::thread::spawn(move || worker.run()));
     say(format_args!("recording to {}; it will hold what processes exchange, secrets included", path.display()));
     say(format_args!("ready"));
     let stopped = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -200,8 +203,12 @@ fn record(path: &Path, duration: Option<Duration>, max_bytes: u64) -> Result<Exi
             std::thread::sleep(Duration::from_millis(10));
         }
     }
-    drop(attached);
+    attached.stop()?;
+    shared.stop.store(true, std::sync::atomic::Ordering::Release);
     ring.drain(&mut |record| recorder.push(record));
+    if discover.is_some_and(|discover| discover.join().is_err()) {
+        tracing::error!("the discovery thread panicked");
+    }
     let (written, refused) = recorder.finish()?;
     say(format_args!("{written} records written, {refused} did not fit"));
     Ok(ExitCode::SUCCESS)

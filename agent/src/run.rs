@@ -258,7 +258,12 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
     };
 
     // With the ring buffer being read: probing takes a moment, and traffic does not wait.
-    let tls = if config.capture.tls { tls(&kernel, &shared) } else { Err("`capture.tls` is false".to_owned()) };
+    let tls = if config.capture.tls {
+        let mut attached = kernel.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        attached.as_mut().ok_or_else(|| "the agent is stopping".to_owned()).and_then(|attached| tls(attached, &shared))
+    } else {
+        Err("`capture.tls` is false".to_owned())
+    };
     let (sources, discover) = match tls {
         Ok(worker) => {
             let view = worker.discovery.view();
@@ -314,13 +319,11 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
 }
 
 /// What reads TLS: the programs, loaded, and everything that runs now, probed. `Err`: why TLS is not read.
-fn tls(kernel: &Kernel, shared: &Arc<Shared>) -> Result<discover_thread::Worker, String> {
-    let mut attached = kernel.attached.lock().unwrap_or_else(PoisonError::into_inner);
-    let uprobes = attached.as_mut().context("the agent is stopping").and_then(Attached::uprobes).map_err(|error| {
+pub fn tls(attached: &mut Attached, shared: &Arc<Shared>) -> Result<discover_thread::Worker, String> {
+    let uprobes = attached.uprobes().map_err(|error| {
         tracing::warn!(error = format!("{error:#}"), "TLS libraries cannot be probed");
         format!("{error:#}")
     })?;
-    drop(attached);
     let mut discovery = Discovery::new(uprobes, "/proc");
     // Before the first look, so that nothing appears between the two.
     let mappings = bpf::Mappings::open(&processors())
