@@ -21,7 +21,7 @@ use crate::copy::{self, user};
 use crate::emit::count;
 use crate::kernel::{self, probe};
 use crate::maps::{
-    CONFIG, ConnState, HELLOS, Hello, LIBRARIES, OpenScratch, SCRATCH, Scratch, StreamKey, THREADS, TLS_SOCKETS,
+    CONFIG, ConnState, HELLOS, Hello, LIBRARIES, MUTED, OpenScratch, SCRATCH, Scratch, StreamKey, THREADS, TLS_SOCKETS,
     TLS_STREAMS, Thread, TlsSocket, TlsState, WALKED_SOCKETS, WalkedKey, forget, slot,
 };
 use crate::socket::{Socket, of_descriptor};
@@ -228,6 +228,13 @@ fn register(random: &[u64; 2], socket: u64, direction: u8) {
     let seen = TlsSocket { hello_ns: stream::now(), bound: 0 };
     // As in `begin`.
     _ = TLS_SOCKETS.insert(socket, seen, 0);
+}
+
+/// The process is excluded by the agent's filters: its calls cost this look-up and no more.
+#[inline(always)]
+pub(crate) fn is_muted() -> bool {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    CONFIG.get(0).is_some_and(|config| config.filters != 0) && MUTED.get_ptr(&tgid).is_some()
 }
 
 /// What the current thread is in the middle of; made when there is nothing yet.

@@ -25,6 +25,9 @@ fn cookie(ctx: *mut core::ffi::c_void) -> Cookie {
 /// The beginning of a call whose result says what it moved: keeps the arguments.
 #[uprobe]
 pub(crate) fn tls_enter(ctx: ProbeContext) -> u32 {
+    if tls::is_muted() {
+        return 0;
+    }
     let registers = Registers(ctx.as_ptr().cast());
     // Both are read first: the verifier takes no context at an offset that depends.
     let (fourth, fifth) = (registers.argument(3), registers.argument(4));
@@ -107,6 +110,9 @@ fn returned(registers: Registers, cookie: Cookie) {
 /// A call whose arguments are all there is to know: rustls.
 #[uprobe]
 pub(crate) fn tls_push(ctx: ProbeContext) -> u32 {
+    if tls::is_muted() {
+        return 0;
+    }
     let registers = Registers(ctx.as_ptr().cast());
     let cookie = cookie(ctx.as_ptr());
     // `Payload`: a tag or capacity, pointer, length.
@@ -132,6 +138,9 @@ pub(crate) fn go_enter(ctx: ProbeContext) -> u32 {
 /// Go copies plaintext to the reader, or writes.
 #[uprobe]
 pub(crate) fn go_push(ctx: ProbeContext) -> u32 {
+    if tls::is_muted() {
+        return 0;
+    }
     let registers = Registers(ctx.as_ptr().cast());
     let cookie = cookie(ctx.as_ptr());
     let object = if cookie.form == form::GO_WRITE {
