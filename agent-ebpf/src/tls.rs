@@ -135,7 +135,11 @@ pub(crate) fn carry<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, 
         Some((word, len)) if len >= RECORD_HEADER => word,
         _ => 0,
     };
-    note(identity(state), moved, word);
+    let bound = note(identity(state), moved, word);
+    if !bound.is_null() {
+        // Called here and not there: kernels up to 6.1 have no stack for one more frame.
+        announce(bound, moved);
+    }
     if state.verdict == verdict::TLS && state.flags & flag::OPENED == 0 {
         // Also when the handshake is long over: the plaintext above has no addresses of its own.
         stream::open(state, socket, moved, protocol::TLS, stream::now());
@@ -255,41 +259,40 @@ pub(crate) fn thread() -> Option<&'static mut Thread> {
     Some(unsafe { &mut *found })
 }
 
-/// A thread used a TLS socket.
+/// A thread used a TLS socket. Returns the object that is bound to it now, if that is news; else null.
 #[inline(never)]
-fn note(socket: u64, moved: &Moved, word: u64) {
-    let Some(thread) = thread() else { return };
+fn note(socket: u64, moved: &Moved, word: u64) -> *mut TlsState {
+    let none = core::ptr::null_mut();
+    let Some(thread) = thread() else { return none };
     if thread.call.object != 0 {
         thread.nested = socket;
     }
     if moved.direction == direction::RECEIVE {
         thread.received = socket;
         thread.received_by = 0;
-        return;
+        return none;
     }
     if thread.call.object != 0 {
-        return;
+        return none;
     }
     let (object, plain) = (thread.written, thread.written_len);
     thread.written = 0;
     let encrypted = u64::from((word >> 24) as u8) << 8 | u64::from((word >> 32) as u8);
     if object <= SEVERAL || !is_tls_application_data(word) || !is_tls_expansion(plain, encrypted) {
-        return;
+        return none;
     }
     let key = StreamKey { object, tgid: bpf_get_current_pid_tgid() >> 32 };
-    if let Some(found) = TLS_STREAMS.get_ptr_mut(&key) {
-        // SAFETY: a map value.
-        let state = unsafe { &mut *found };
-        if vote(state, socket, moved.slot) {
-            announce(state, moved);
-        }
-    }
+    let Some(found) = TLS_STREAMS.get_ptr_mut(&key) else { return none };
+    // SAFETY: a map value.
+    if vote(unsafe { &mut *found }, socket, moved.slot) { found } else { none }
 }
 
 /// The binding of a stream that the agent knows already changed: tell it now, its next bytes may be long in coming.
 #[inline(never)]
-fn announce(state: &mut TlsState, moved: &Moved) {
-    let object = Object(&raw const *state);
+fn announce(found: *mut TlsState, moved: &Moved) {
+    // SAFETY: a map value, not null.
+    let state = unsafe { &mut *found };
+    let object = Object(found);
     let said = Moved { direction: moved.direction, len: 0, backend: state.backend, slot: moved.slot };
     if state.stream.verdict == verdict::HTTP1 && state.socket != EXCLUDED {
         stream::open(&mut state.stream, object, &said, protocol::HTTP1, stream::now());
@@ -397,6 +400,22 @@ pub(crate) fn report(moved: &Yield, source: Source) {
     release(slot);
 }
 
+/// State of an object that is new; null if there is no room. Apart to keep the stack low, as for sockets.
+#[inline(never)]
+fn meet(key: &StreamKey, backend: u8, since_ns: u64, slot: u32) -> *mut TlsState {
+    // SAFETY: all zero is a new object.
+    let mut fresh: TlsState = unsafe { zeroed() };
+    fresh.backend = backend;
+    fresh.since_ns = since_ns;
+    fresh.address = key.object;
+    if TLS_STREAMS.insert(key, &fresh, 0).is_err() {
+        count(slot, Counter::StateFull, 1);
+        return core::ptr::null_mut();
+    }
+    count(slot, Counter::TlsStreams, 1);
+    TLS_STREAMS.get_ptr_mut(key).unwrap_or(core::ptr::null_mut())
+}
+
 #[inline(always)]
 fn yielded(moved: &Yield, source: Source, slot: u32) {
     count(slot, Counter::TlsCalls, 1);
@@ -408,17 +427,10 @@ fn yielded(moved: &Yield, source: Source, slot: u32) {
             if stream::is_paused() {
                 return;
             }
-            // SAFETY: all zero is a new object.
-            let mut fresh: TlsState = unsafe { zeroed() };
-            fresh.backend = moved.cookie.backend;
-            fresh.since_ns = attached.since_ns;
-            fresh.address = moved.object;
-            if TLS_STREAMS.insert(&key, &fresh, 0).is_err() {
-                count(slot, Counter::StateFull, 1);
+            let found = meet(&key, moved.cookie.backend, attached.since_ns, slot);
+            if found.is_null() {
                 return;
             }
-            count(slot, Counter::TlsStreams, 1);
-            let Some(found) = TLS_STREAMS.get_ptr_mut(&key) else { return };
             found
         }
     };

@@ -10,7 +10,7 @@ use crate::arch::{self, Call, Source};
 use crate::copy;
 use crate::emit::count;
 use crate::kernel::{self, probe};
-use crate::maps::{ConnState, SCRATCH, WALKED_SOCKETS, WalkedKey, forget, slot};
+use crate::maps::{ConnState, SCRATCH, Scratch, WALKED_SOCKETS, WalkedKey, forget, slot};
 use crate::socket::{Walked, of_descriptor};
 use crate::stream::{self, Moved, verdict};
 
@@ -29,28 +29,36 @@ pub(crate) fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     if moved < 0 {
         return 0;
     }
+    let scratch = prepare(regs, moved as u32);
+    if !scratch.is_null() {
+        // SAFETY: fields of a map value.
+        let locals = unsafe { &(*scratch).locals };
+        let moved = Moved::by_socket(locals.at as u8, locals.done as u32, backend::SYS_EXIT);
+        operation(locals.wanted as u32, &moved, locals.source);
+    }
+    0
+}
+
+/// Leave in map memory what the call did: descriptor, direction, number and place of the bytes. What follows is verified
+/// once, not once for every system call, and has the stack to itself. Null: it moved none of a socket's stream.
+#[inline(never)]
+fn prepare(regs: *const u8, returned: u32) -> *mut Scratch {
     // SAFETY: the registers are the program's argument.
     let call = unsafe { arch::call(regs, true) };
     // The `sys_exit` tracepoint fires after the result is stored, in the same task: a native call is known by its mode.
-    if let Some((direction, discarded)) = transfer(&call)
-        && let Some(len) = length(&call, moved as u32)
-        && let Some(scratch) = SCRATCH.get_ptr_mut(slot::RECEIVE)
-    {
-        let source = if discarded { Source::OPAQUE } else { call.source() };
-        // SAFETY: fields of a map value. What follows is verified once, not once for every system call.
-        let (fd, moved, source) = unsafe {
-            let locals = &raw mut (*scratch).locals;
-            let direction = forget(&raw mut (*locals).at, u64::from(direction)) as u8;
-            let len = forget(&raw mut (*locals).done, u64::from(len)) as u32;
-            (
-                forget(&raw mut (*locals).wanted, call.args[0]) as u32,
-                Moved::by_socket(direction, len, backend::SYS_EXIT),
-                forget(&raw mut (*locals).source, source),
-            )
-        };
-        operation(fd, &moved, source);
+    let Some((direction, discarded)) = transfer(&call) else { return core::ptr::null_mut() };
+    let Some(len) = length(&call, returned) else { return core::ptr::null_mut() };
+    let Some(scratch) = SCRATCH.get_ptr_mut(slot::RECEIVE) else { return core::ptr::null_mut() };
+    let source = if discarded { Source::OPAQUE } else { call.source() };
+    // SAFETY: fields of a map value.
+    unsafe {
+        let locals = &raw mut (*scratch).locals;
+        forget(&raw mut (*locals).at, u64::from(direction));
+        forget(&raw mut (*locals).done, u64::from(len));
+        forget(&raw mut (*locals).wanted, call.args[0]);
+        forget(&raw mut (*locals).source, source);
     }
-    0
+    scratch
 }
 
 /// Messages of one `sendmmsg` or `recvmmsg` whose lengths are added up; the position of the next operation tells what
@@ -96,6 +104,19 @@ fn transfer(call: &Call) -> Option<(u8, bool)> {
     Some((direction, direction == direction::RECEIVE && flags & MSG_TRUNC != 0))
 }
 
+/// State of a socket that is new; null if there is no room. Apart, because what it puts on the stack is not needed further
+/// down: kernels up to 6.1 add up the frames of a chain of calls in steps of 32 bytes.
+#[inline(never)]
+fn meet(key: &WalkedKey) -> *mut ConnState {
+    // SAFETY: all zero is a new connection.
+    let fresh: ConnState = unsafe { core::mem::zeroed() };
+    if WALKED_SOCKETS.insert(key, &fresh, 0).is_err() {
+        count(slot::EVENT, Counter::StateFull, 1);
+        return core::ptr::null_mut();
+    }
+    WALKED_SOCKETS.get_ptr_mut(key).unwrap_or(core::ptr::null_mut())
+}
+
 #[inline(always)]
 fn operation(fd: u32, moved: &Moved, source: Source) {
     let sk = match of_descriptor(fd) {
@@ -115,13 +136,10 @@ fn operation(fd: u32, moved: &Moved, source: Source) {
         if moved.len == 0 || !socket.is_wanted() || stream::is_paused() {
             return;
         }
-        // SAFETY: all zero is a new connection.
-        let fresh: ConnState = unsafe { core::mem::zeroed() };
-        if WALKED_SOCKETS.insert(&key, &fresh, 0).is_err() {
-            count(slot::EVENT, Counter::StateFull, 1);
+        let found = meet(&key);
+        if found.is_null() {
             return;
         }
-        let Some(found) = WALKED_SOCKETS.get_ptr_mut(&key) else { return };
         found
     };
     // SAFETY: a map value.
