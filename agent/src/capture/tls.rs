@@ -163,7 +163,9 @@ impl Capture {
         self.announce(open.process, comm, open.cgroup, None, out);
         if self.table.describe(open.conn, &info).is_none() {
             let parser = protocol::start(Wire::Http1, open.joined, self.settings.limits);
-            self.insert(info, Some(parser), Layer::stream(bound, open.time), false, out);
+            // A socket whose description was lost is as good as none: its peer is not known.
+            let layer = Layer::stream(bound.filter(|_| known), open.time);
+            self.insert(info, Some(parser), layer, false, out);
         } else if known
             && let Some(conn) = self.table.touch(open.conn)
             && let Layer::Stream { socket, records, .. } = &mut conn.layer
