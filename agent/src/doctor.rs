@@ -105,10 +105,6 @@ pub fn diagnose() -> Diagnosis {
         Ok((mut attached, _ring)) => {
             match attached.uprobes() {
                 Ok(uprobes) => {
-                    if let Err(error) = uprobes.load_all() {
-                        diagnosis.verdict = Verdict::Degraded;
-                        diagnosis.lost.push(format!("some TLS libraries: {error:#}"));
-                    }
                     if let Some(reason) = uprobes.returns_refused() {
                         diagnosis.verdict = Verdict::Degraded;
                         diagnosis.lost.push(reason.to_owned());

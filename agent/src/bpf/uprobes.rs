@@ -22,9 +22,6 @@ use crate::tls_targets::{Probe, Program, Stack, Target};
 /// All programs on TLS libraries.
 const PROGRAMS: [&str; 7] =
     ["tls_enter", "tls_return", "tls_return_at", "tls_push", "go_enter", "go_push", "go_return"];
-/// The ones that nearly every machine needs. The others are loaded with their first library: the kernel takes a fifth of a
-/// second to verify each.
-const FIRST: [&str; 2] = ["tls_enter", "tls_return"];
 
 /// The programs, loaded.
 pub struct Uprobes {
@@ -50,11 +47,13 @@ pub struct Library {
 }
 
 impl Uprobes {
-    /// Load the first programs, and try what could hurt on a process of our own.
+    /// Load all programs, and try what could hurt on a process of our own.
     pub(super) fn load(ebpf: Arc<Mutex<Ebpf>>, map: Array<MapData, Watched>) -> Result<Self> {
         let returns_refused = {
             let mut ebpf = ebpf.lock().unwrap_or_else(PoisonError::into_inner);
-            for name in FIRST {
+            // All now: verifying one takes the kernel a tenth of a second, in which the first process that runs a new library
+            // would not be seen.
+            for name in PROGRAMS {
                 program(&mut ebpf, name)?;
             }
             canary::test(program(&mut ebpf, "tls_return")?).err().map(|error| format!("{error:#}"))
@@ -64,15 +63,6 @@ impl Uprobes {
         }
         let free = (0..LAYOUTS as u16).collect();
         Ok(Self { ebpf, libraries: Mutex::new(Slots { map, free }), returns_refused })
-    }
-
-    /// Load the other programs too: whether this kernel takes them.
-    ///
-    /// # Errors
-    /// It refuses one.
-    pub fn load_all(&self) -> Result<()> {
-        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
-        PROGRAMS.iter().try_for_each(|name| program(&mut ebpf, name).map(|_| ()))
     }
 
     /// Why libraries that need a uretprobe are not read, if so.
