@@ -29,6 +29,8 @@ fn main() -> Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match *words.as_slice() {
         ["drive", cpu] => driver::serve(cpu),
+        // Weir's programs are loaded in this process: so is their test.
+        [agent::bpf::canary::ARGUMENT] => agent::bpf::canary::run(),
         [] => ALL.iter().try_for_each(measure),
         [name] => match ALL.iter().find(|(known, _)| *known == name) {
             Some(measurement) => measure(measurement),

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::num::NonZeroU32;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -57,6 +58,9 @@ pub(super) fn test(program: &mut UProbe) -> Result<()> {
     let status = canary.wait().context("the test of uretprobes was lost")?;
     let link = attached.context("the kernel refuses uretprobes")?;
     program.detach(link)?;
+    if status.signal().is_none() && !status.success() {
+        bail!("the test of uretprobes could not be made: {EXECUTABLE} {ARGUMENT} ended with {status}");
+    }
     if !status.success() {
         bail!(
             "on this kernel a uretprobe kills processes that filter their system calls (tested: {status}); \
