@@ -143,7 +143,8 @@ impl Running {
         }
         let peers: BTreeSet<u16> = truth.values().map(|entry| entry.peer).collect();
         assert!(
-            (2..=2 * CONNECTIONS).contains(&peers.len()),
+            // A proxy opens some more to its backend than its clients have.
+            (2..=4 * CONNECTIONS).contains(&peers.len()),
             "{:?}: {} connections are not kept alive",
             self.pair,
             peers.len()
