@@ -346,8 +346,13 @@ fn facts(socket: &Conn) -> Arc<Handshake> {
     }
 }
 
-/// The socket of held exchanges will not become known any more.
-pub(super) fn held_too_long(conn: &Conn, now: Timestamp) -> bool {
+/// The socket of held exchanges will not become known any more. Records kept for it go with the wait.
+pub(super) fn held_too_long(conn: &mut Conn, now: Timestamp) -> bool {
+    if let Layer::Stream { socket: None, records, .. } = &mut conn.layer
+        && now.since(conn.info.first_seen) > HOLD_NS
+    {
+        *records = None;
+    }
     matches!(&conn.layer, Layer::Stream { held, since, .. } if !held.is_empty() && now.since(*since) > HOLD_NS)
 }
 

@@ -19,7 +19,7 @@ use crate::model::ProcessRef;
 use crate::tls_targets::elf::Image;
 use crate::tls_targets::{self, Effort, Found, Target};
 
-/// Files kept in mind; beyond, those that hold nothing of interest are looked at again when they are met again.
+/// Files kept in mind; beyond, those that are not probed are forgotten, and looked at again when they are met again.
 const FILES: usize = 65_536;
 /// Processes explained at most: those that use TLS.
 const EXPLAINED: usize = 1_024;
@@ -331,7 +331,8 @@ impl Discovery {
             return;
         }
         if self.files.len() >= FILES {
-            self.files.retain(|_, examined| !matches!(examined.outcome, Outcome::Nothing));
+            // What is probed stays, and is bounded by the kernel's table.
+            self.files.retain(|_, examined| matches!(examined.outcome, Outcome::Probed(_)));
         }
         self.counts.files += 1;
         let outcome = self.look(file, path, effort).unwrap_or_else(|error| {
