@@ -80,9 +80,10 @@ fn observe(args: &Run) -> Result<ExitCode> {
         let mut hangup = signal(SignalKind::hangup())?;
         let running = run::start(config, origin).await?;
         say(format_args!(
-            "observing plaintext HTTP/1 by {} ({} programs)",
+            "observing HTTP/1: sockets by {} ({} programs), TLS by {} libraries",
             running.plan.backend.name(),
-            running.attachments.iter().filter(|attachment| attachment.failure.is_none()).count()
+            running.attachments.iter().filter(|attachment| attachment.failure.is_none()).count(),
+            running.tls_libraries()
         ));
         if let Some(url) = &running.page_url {
             // The token opens everybody's traffic: it goes to the terminal of who started the agent, never to a log.

@@ -70,6 +70,8 @@ pub struct Running {
     capture: JoinHandle<()>,
     assess: JoinHandle<()>,
     discover: Option<JoinHandle<()>>,
+    /// `None`: TLS is not read.
+    libraries: Option<Arc<Mutex<discover::View>>>,
     tasks: Vec<Task<()>>,
     stop: watch::Sender<bool>,
     reload: Arc<tokio::sync::Notify>,
@@ -271,6 +273,10 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
         }
         Err(reason) => (Sources::Off(reason), None),
     };
+    let libraries = match &sources {
+        Sources::Watched(view) => Some(Arc::clone(view)),
+        Sources::Off(_) => None,
+    };
     let (stop, stopping) = watch::channel(false);
     let status = Arc::new(Supervisor {
         kernel: Arc::clone(&kernel),
@@ -312,6 +318,7 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
         capture,
         assess,
         discover,
+        libraries,
         tasks,
         stop,
         reload,
@@ -732,6 +739,11 @@ impl Running {
     pub fn snapshot(&self) -> Snapshot {
         let (counters, misses) = self.kernel.counters();
         Snapshot::collect(counters, misses, &self.shared, &self.exporters)
+    }
+
+    /// TLS libraries that are probed now.
+    pub fn tls_libraries(&self) -> usize {
+        self.libraries.as_ref().map_or(0, |view| view.lock().unwrap_or_else(PoisonError::into_inner).libraries.len())
     }
 
     /// Detach, take what the ring buffer still holds, let the exporters drain, and end. Takes under five seconds.
