@@ -778,7 +778,9 @@ impl Running {
         drain(&self.exporters).await;
         // The kernel detaches what is left when the process ends, one probe after another.
         if tokio::time::timeout(DETACH, detaching).await.is_err() {
-            tracing::warn!("some probes on TLS libraries are still attached; the kernel will detach them");
+            tracing::debug!(
+                "some probes on TLS libraries are still attached; the kernel detaches them as the process ends"
+            );
         }
         Snapshot { exporters: Snapshot::collect(counters, misses, &self.shared, &self.exporters).exporters, ..snapshot }
     }

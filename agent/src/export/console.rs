@@ -89,6 +89,9 @@ impl fmt::Display for Line<'_> {
         write!(f, "{}{name}{reset}[{}] ", paint(CYAN), report.pid)?;
         let method = report.method_original.as_deref().or(report.method.as_deref()).unwrap_or("?");
         write!(f, "{method} ")?;
+        if report.tls.is_some() {
+            f.write_str("https://")?;
+        }
         if let Some(host) = &report.server_address {
             f.write_str(host)?;
             if let Some(port) = report.server_port {
@@ -167,7 +170,7 @@ mod tests {
         let report = fixture::maximal(Role::Server);
         assert_eq!(
             Line { report: &report, colour: false }.to_string(),
-            "22:13:20.123 <- shop[42] PROPFIND shop.example:8080/users/42?q=a&sig=REDACTED 503 12.3ms 1.0kB \
+            "22:13:20.123 <- shop[42] PROPFIND https://shop.example:8080/users/42?q=a&sig=REDACTED 503 12.3ms 1.0kB \
              from 10.0.0.7 [records_lost]"
         );
         let mut report = fixture::minimal(Role::Client);
