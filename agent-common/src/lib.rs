@@ -9,6 +9,7 @@ pub mod classify;
 pub mod config;
 pub mod counters;
 pub mod event;
+pub mod http2;
 pub mod limits;
 pub mod offsets;
 pub mod tls;
