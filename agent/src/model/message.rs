@@ -38,6 +38,30 @@ pub struct Body {
     pub prefix: Vec<u8>,
     /// The message's end was seen, not inferred.
     pub complete: bool,
+    /// What travels within, where the content is a series of messages of its own.
+    pub messages: Option<Messages>,
+}
+
+/// Messages within the content of one HTTP message, or in one direction of an upgraded connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Messages {
+    pub kind: MessageKind,
+    /// Messages whose last byte has gone by; never more than there were.
+    pub count: u64,
+    /// `count` is all of them; otherwise some may have gone by unseen.
+    pub exact: bool,
+    /// The code of a WebSocket's close frame (RFC 6455 section 7.4); 1005 where it has none.
+    pub close_code: Option<u16>,
+}
+
+/// How messages are set apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MessageKind {
+    Grpc,
+    GrpcWeb,
+    /// Server-Sent Events.
+    EventStream,
+    WebSocket,
 }
 
 /// A request as it was sent.
@@ -70,6 +94,17 @@ impl Version {
             Self::Http10 => "1.0",
             Self::Http11 => "1.1",
             Self::Http2 => "2",
+        }
+    }
+}
+
+impl MessageKind {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::GrpcWeb => "grpc_web",
+            Self::EventStream => "event_stream",
+            Self::WebSocket => "websocket",
         }
     }
 }

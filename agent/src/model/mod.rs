@@ -16,7 +16,7 @@ pub mod workload;
 
 pub use conn::{Backend, ConnId, Connection, Direction, ProcessRef, Role, SocketAddress, Transport};
 pub use exchange::{Exchange, Incomplete, Outcome, Timing};
-pub use message::{Body, Field, Headers, Request, Response, Version};
+pub use message::{Body, Field, Headers, MessageKind, Messages, Request, Response, Version};
 pub use report::CallReport;
 pub use time::Timestamp;
 pub use tls::Handshake;

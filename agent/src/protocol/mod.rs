@@ -3,6 +3,7 @@
 //! A protocol is one file (or folder) here and one line in [`start`]. It sees segments and times, never a process, a
 //! pod, a policy or a span.
 
+pub mod content;
 pub mod http1;
 
 use crate::model::{Direction, Incomplete, Outcome, Request, Response, Timestamp, Timing, Version};
