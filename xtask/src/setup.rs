@@ -61,6 +61,9 @@ const NEEDS: &[Need] = &[
         wanted_for: &[Test],
     },
     Need { package: "golang-go", files: &["go"], wanted_for: &[Test] },
+    // HTTP/2 peers beside those of requirements.txt.
+    Need { package: "nghttp2-server", files: &["nghttpd"], wanted_for: &[Test] },
+    Need { package: "nghttp2-client", files: &["h2load"], wanted_for: &[Test] },
     Need { package: "qemu-system-x86", files: &["qemu-system-x86_64"], wanted_for: &[Vm, Test] },
     Need { package: "busybox-static", files: &["/bin/busybox", "/usr/bin/busybox"], wanted_for: &[Vm, Test] },
 ];
