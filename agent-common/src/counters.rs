@@ -28,7 +28,8 @@ counters! {
     Records = "records";
     /// Records lost because the ring buffer was full.
     RingFull = "ring_full";
-    /// Operations that begin with a request-line: calls, as far as the kernel can count them, on each end.
+    /// Operations that begin with a request-line, and streams that HTTP/2 clients open: calls, as far as the kernel can
+    /// count them, on each end.
     Requests = "requests";
     /// Of these, the ones whose record was lost.
     RequestsLost = "requests_lost";
@@ -46,7 +47,7 @@ counters! {
     StateFull = "state_full";
     /// Connections classified as HTTP/1.
     ConnectionsHttp1 = "connections_http1";
-    /// Connections classified as HTTP/2 with prior knowledge.
+    /// Connections classified as HTTP/2, by the preface or by their frames.
     ConnectionsHttp2 = "connections_http2";
     /// Connections classified as TLS.
     ConnectionsTls = "connections_tls";

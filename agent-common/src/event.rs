@@ -30,6 +30,8 @@ pub mod data_flags {
     pub const UNREADABLE: u8 = 2;
     /// Further records of the same operation follow.
     pub const CONTINUES: u8 = 4;
+    /// HTTP/2: the record's first byte begins a frame, or the connection preface.
+    pub const FRAME: u8 = 8;
 }
 
 /// [`Header::flags`] of an [`Open`](super::Open) record.

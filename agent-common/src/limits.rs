@@ -23,6 +23,26 @@ pub const PREFIX_AFTER_BUDGET: u32 = 32;
 /// Bytes copied from the end of an operation when the budget is spent: `CRLF 0 CRLF CRLF` ends a chunked body.
 pub const TAIL: usize = 8;
 
+/// Bytes copied of a frame's content when the budget is spent: the prefixes of a few gRPC messages.
+pub const CONTENT_GLANCE: u32 = 32;
+
+/// Content that is this much longer than what is wanted of it is copied whole: a gap costs a record, which is as long.
+pub const CONTENT_SLACK: u32 = 96;
+
+/// Records of an operation after which frames of content are passed over, but for the last of a message: with frames of
+/// 16 KiB, the smallest that may be refused, 4 MiB.
+pub const CONTENT_RECORDS: u32 = 256;
+
+/// Bytes of one operation's frames copied: ten times what a socket buffer holds of header blocks, a fraction of the ring.
+pub const FRAMES_BYTES: u32 = 512 * 1024;
+
+/// Steps of a walk through the frames of an operation. A frame takes three (header, wanted bytes, others), a vector one:
+/// 64 KiB of the shortest frames have 7,300 headers without payload, of header blocks 2,000.
+pub const FRAME_STEPS: u32 = 8192;
+
+/// Operations of an HTTP/2 connection without a frame boundary after which there is little hope of finding one.
+pub const RESYNC_OPERATIONS: u8 = 64;
+
 /// Vectors of a `writev`, `readv`, `sendmsg` or `recvmsg` that are gathered; later ones are a gap. Node writes a chunk
 /// as three.
 pub const IOVEC_MAX: usize = 32;

@@ -55,7 +55,7 @@ pub(crate) fn first_word(source: &Source, moved: u32) -> Option<(u64, u32)> {
 
 /// Copy `wanted` bytes (at most a record's payload) at `address` into the scratch payload, `at` bytes in.
 #[inline(always)]
-fn piece(scratch: *mut Scratch, at: u32, wanted: u32, address: u64) -> bool {
+pub(crate) fn piece(scratch: *mut Scratch, at: u32, wanted: u32, address: u64) -> bool {
     let at = clamp(at, RECORD_PAYLOAD_MAX as u32);
     let wanted = clamp(wanted, RECORD_PAYLOAD_MAX as u32);
     if wanted == 0 {

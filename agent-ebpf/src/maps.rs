@@ -170,6 +170,7 @@ pub(crate) struct Scratch {
     /// Not zero: taken, see [`crate::tls`]. Of no use for socket operations.
     pub(crate) busy: u64,
     pub(crate) locals: Locals,
+    pub(crate) walk: Walk,
     pub(crate) data: Data,
     /// Room for an offset and a piece, see `RECORD_PAYLOAD_MAX`.
     pub(crate) payload: [u8; 2 * RECORD_PAYLOAD_MAX],
@@ -185,6 +186,49 @@ pub(crate) struct Locals {
     pub(crate) done: u64,
     pub(crate) begins: u64,
     pub(crate) copied: u64,
+}
+
+/// A walk through the frames of an operation, see [`crate::http2`]. Numbers are bytes where not said otherwise.
+#[repr(C)]
+pub(crate) struct Walk {
+    /// Of the operation: passed, and all.
+    pub(crate) at: u64,
+    pub(crate) total: u64,
+    /// Stream position of the operation.
+    pub(crate) start: u64,
+    /// Where [`Self::at`] is in memory, and how much of its vector is left.
+    pub(crate) address: u64,
+    pub(crate) available: u64,
+    /// Index of the next vector.
+    pub(crate) next: u64,
+    /// What is at [`Self::at`].
+    pub(crate) mode: u64,
+    /// Of the frame: what is to come, and how much of that is wanted.
+    pub(crate) left: u64,
+    pub(crate) wanted: u64,
+    /// Of a frame header: the number of its bytes that are there, and the bytes: eight and the ninth. What is behind is
+    /// room that the verifier wants.
+    pub(crate) have: u64,
+    pub(crate) word: u64,
+    pub(crate) last: u64,
+    pub(crate) room: u64,
+    /// The record in progress: its first byte in the operation, its bytes, those in the payload.
+    pub(crate) begin: u64,
+    pub(crate) len: u64,
+    pub(crate) filled: u64,
+    /// Those not in the payload yet: address and number.
+    pub(crate) piece: u64,
+    pub(crate) piece_len: u64,
+    /// Its flags, and the streams that it opens.
+    pub(crate) flags: u64,
+    pub(crate) requests: u64,
+    /// All records of the operation: streams opened, their number, bytes copied.
+    pub(crate) all_requests: u64,
+    pub(crate) records: u64,
+    pub(crate) copied: u64,
+    pub(crate) slot: u64,
+    /// Not zero: the operation is a send.
+    pub(crate) send: u64,
 }
 
 /// Store a value in map memory and load it back. The verifier follows each value of a register or stack slot apart,
@@ -222,19 +266,21 @@ pub(crate) struct ConnState {
     pub(crate) verdict: u8,
     /// Direction of the last operation plus one; 0 before the first.
     pub(crate) last: u8,
-    /// Direction changes seen while not recognised.
+    /// Direction changes seen while not recognised. HTTP/2: operations since a frame boundary was known.
     pub(crate) turns: u8,
     pub(crate) flags: u8,
     /// Budget left for the message in progress.
     pub(crate) budget: u32,
     /// Process of the last Open record.
     pub(crate) tgid: u32,
-    pub(crate) padding: u32,
+    /// HTTP/2: the highest number of a stream that a client opened.
+    pub(crate) highest_stream: u32,
     pub(crate) id: u64,
     /// By direction.
     pub(crate) seq: [u32; 2],
     pub(crate) position: [u64; 2],
-    /// First bytes of a direction that came in pieces, and their number.
+    /// First bytes of a direction that came in pieces, and their number. HTTP/2: where the frames stand, see
+    /// [`crate::http2`].
     pub(crate) partial: [u64; 2],
     pub(crate) partial_len: [u32; 2],
 }

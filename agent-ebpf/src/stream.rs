@@ -6,6 +6,7 @@ use agent_common::classify::{Start, classify, classify_word, is_extension_method
 use agent_common::config::paused;
 use agent_common::counters::Counter;
 use agent_common::event::{Close, Data, Header, Open, data_flags, direction, kind, open_flags, protocol};
+use agent_common::http2::may_begin;
 use agent_common::limits::{
     BURST_THRESHOLD, CLASSIFY_TURNS, PREFIX_AFTER_BUDGET, RECORD_PAYLOAD_MAX, RECORDS_PER_OPERATION, TAIL,
     UNIX_PATH_MAX,
@@ -18,7 +19,7 @@ use crate::emit::{count, count_all, output};
 use crate::kernel::{self, load};
 use crate::maps::{CONFIG, ConnState, Locals, MUTED, OPEN_SCRATCH, OWN_ADDRESSES, SCRATCH, Scratch, forget, slot};
 use crate::socket::Socket;
-use crate::{copy, socket, tls};
+use crate::{copy, http2, socket, tls};
 
 /// [`ConnState::verdict`] values.
 pub(crate) mod verdict {
@@ -26,16 +27,18 @@ pub(crate) mod verdict {
     pub(crate) const UNDECIDED: u8 = 0;
     /// HTTP/1: followed.
     pub(crate) const HTTP1: u8 = 1;
+    /// HTTP/2: followed.
+    pub(crate) const HTTP2: u8 = 2;
     /// A socket that carries TLS: its handshake is reported, and who uses it is noted.
-    pub(crate) const TLS: u8 = 2;
+    pub(crate) const TLS: u8 = 3;
     /// The same, of a process or peer that is excluded: nothing is reported, and the TLS object above is left alone.
-    pub(crate) const TLS_EXCLUDED: u8 = 3;
+    pub(crate) const TLS_EXCLUDED: u8 = 4;
     /// Left alone for good.
-    pub(crate) const SETTLED: u8 = 4;
+    pub(crate) const SETTLED: u8 = 5;
     /// The agent's own: left alone, and its address is in `OWN_ADDRESSES`.
-    pub(crate) const OWN: u8 = 5;
+    pub(crate) const OWN: u8 = 6;
     /// A socket that carries TLS whose plaintext is found: left alone but for its end.
-    pub(crate) const TLS_BOUND: u8 = 6;
+    pub(crate) const TLS_BOUND: u8 = 7;
 }
 
 /// [`ConnState::flags`] bits.
@@ -82,7 +85,7 @@ pub(crate) fn is_paused() -> bool {
 /// Ends of the connection are of interest.
 #[inline(always)]
 pub(crate) fn is_reported(state: &ConnState) -> bool {
-    matches!(state.verdict, verdict::HTTP1 | verdict::TLS | verdict::TLS_BOUND)
+    matches!(state.verdict, verdict::HTTP1 | verdict::HTTP2 | verdict::TLS | verdict::TLS_BOUND)
 }
 
 /// Follow one operation of a connection, whose bytes are at `source`.
@@ -109,12 +112,16 @@ pub(crate) unsafe fn observe<S: Socket>(state: *mut ConnState, socket: S, source
         tls::carry(state, socket, moved, scratch);
         return;
     }
+    if state.verdict == verdict::HTTP2 {
+        http2::follow(state, socket, moved, scratch);
+        return;
+    }
     follow(state, socket, moved, scratch);
 }
 
 /// Move the position of a direction over bytes that are not reported; returns where they began.
 #[inline(never)]
-fn advance<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) -> u64 {
+pub(crate) fn advance<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) -> u64 {
     let known = position(state, moved.direction);
     let mut start = known;
     if let Some(end) = socket.sequence_end(moved.direction) {
@@ -139,7 +146,7 @@ fn advance<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved) -> u64 {
 }
 
 #[inline(always)]
-fn position(state: &ConnState, direction: u8) -> u64 {
+pub(crate) fn position(state: &ConnState, direction: u8) -> u64 {
     if direction == direction::SEND { state.position[1] } else { state.position[0] }
 }
 
@@ -187,6 +194,9 @@ fn decide<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, source: &S
         start = Start::Request { bodyless: false };
     }
     state.partial_len[index] = 0;
+    if start == Start::Other && pending == 0 && len >= 8 && may_begin(word) && http2::begins(moved.slot, moved.len) {
+        start = Start::Http2;
+    }
     match start {
         Start::Request { .. } | Start::Response => {
             if is_excluded(socket, state, moved.slot) {
@@ -209,12 +219,11 @@ fn decide<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, source: &S
             true
         }
         Start::Http2 => {
-            if !is_excluded(socket, state, moved.slot) {
-                count(moved.slot, Counter::ConnectionsHttp2, 1);
-                open(state, socket, moved, protocol::HTTP2, now());
-                state.verdict = verdict::SETTLED;
+            if is_excluded(socket, state, moved.slot) {
+                return false;
             }
-            false
+            http2::begin(state, moved.slot, index == 1, pending);
+            true
         }
         Start::Other | Start::Tls => {
             not_recognised(state, socket, moved);
@@ -309,11 +318,15 @@ fn follow<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, scratch: *
     }
     note_burst(state, turned, locals.begins);
     tally(moved, locals);
+    if locals.begins == begins::PREFACE {
+        // After `Upgrade: h2c`.
+        http2::begin(state, moved.slot, false, 0);
+    }
 }
 
 /// What all records of an operation have in common.
 #[inline(always)]
-fn begin_data(state: &ConnState, moved: &Moved, scratch: *mut Scratch, now: u64, pid_tgid: u64) {
+pub(crate) fn begin_data(state: &ConnState, moved: &Moved, scratch: *mut Scratch, now: u64, pid_tgid: u64) {
     // SAFETY: a per-CPU map value.
     let (data, locals) = unsafe { (&mut (*scratch).data, &mut (*scratch).locals) };
     data.header = Header {
@@ -439,12 +452,14 @@ mod begins {
     pub(super) const NEITHER: u64 = 0;
     pub(super) const REQUEST: u64 = 1;
     pub(super) const RESPONSE: u64 = 2;
+    pub(super) const PREFACE: u64 = 3;
 
     #[inline(always)]
     pub(super) fn of(start: Start) -> u64 {
         match start {
             Start::Request { .. } => REQUEST,
             Start::Response => RESPONSE,
+            Start::Http2 => PREFACE,
             _ => NEITHER,
         }
     }
@@ -480,7 +495,7 @@ fn tally(moved: &Moved, locals: &Locals) {
 }
 
 #[inline(always)]
-fn emit_data(seq: &mut u32, scratch: *mut Scratch, payload: u32, slot: u32) -> bool {
+pub(crate) fn emit_data(seq: &mut u32, scratch: *mut Scratch, payload: u32, slot: u32) -> bool {
     const LIMIT: u32 = (RECORD_PAYLOAD_MAX + TAIL) as u32;
     // SAFETY: a per-CPU map value longer than any record.
     unsafe {

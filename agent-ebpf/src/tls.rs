@@ -294,8 +294,13 @@ fn announce(found: *mut TlsState, moved: &Moved) {
     let state = unsafe { &mut *found };
     let object = Object(found);
     let said = Moved { direction: moved.direction, len: 0, backend: state.backend, slot: moved.slot };
-    if state.stream.verdict == verdict::HTTP1 && state.socket != EXCLUDED {
-        stream::open(&mut state.stream, object, &said, protocol::HTTP1, stream::now());
+    let protocol = match state.stream.verdict {
+        verdict::HTTP1 => protocol::HTTP1,
+        verdict::HTTP2 => protocol::HTTP2,
+        _ => return,
+    };
+    if state.socket != EXCLUDED {
+        stream::open(&mut state.stream, object, &said, protocol, stream::now());
     }
 }
 

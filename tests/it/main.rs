@@ -12,6 +12,7 @@
 mod bad_input;
 mod cli;
 mod finder;
+mod http2_frames;
 mod late;
 mod lifecycle;
 mod load;

@@ -84,7 +84,10 @@ fn ended(socket: Trusted, old: i32, new: i32) -> Option<u8> {
 /// Objects of a library that had this connection have another next.
 #[inline(always)]
 fn forget_tls(state: &ConnState, flags: u8) {
-    if state.verdict != verdict::HTTP1 && flags & close_flags::SEND != 0 && flags & close_flags::RECEIVE != 0 {
+    if !matches!(state.verdict, verdict::HTTP1 | verdict::HTTP2)
+        && flags & close_flags::SEND != 0
+        && flags & close_flags::RECEIVE != 0
+    {
         tls::ended(state);
     }
 }
