@@ -25,10 +25,26 @@ pub mod form {
     pub const GO_READ: u8 = 8;
     /// The call of `runtime.memmove` in `crypto/tls.(*Conn).Read`: source and length in the second and third registers.
     pub const GO_READ_COPY: u8 = 9;
+    /// The call of `memcpy` with which OpenSSL's `ssl3_read_bytes` gives content of records to its caller: source and
+    /// length are the second and third argument; [`Layout`](super::Layout) says where the function keeps the object,
+    /// the content type and whether the caller only peeks.
+    pub const READ_COPY: u8 = 10;
+    /// `do_ssl3_write(object, type, buffer, size_t lengths[count], count, ..)` of OpenSSL 3.0 and 3.1: makes records, each
+    /// content once.
+    pub const RECORDS: u8 = 11;
 }
 
 /// An offset that is not known.
 pub const UNKNOWN: u16 = u16::MAX;
+
+/// The place of a value that a function keeps in a register, by the number that instructions have for it; other places
+/// are distances in bytes from the stack pointer.
+pub const fn register(number: u8) -> u16 {
+    REGISTER | number as u16
+}
+
+/// Marks places that are registers.
+pub const REGISTER: u16 = 0x8000;
 
 /// Where a TLS object keeps what the programs read. Offsets in bytes.
 #[repr(C)]
@@ -42,10 +58,14 @@ pub struct Layout {
     pub server: u16,
     pub server_mask: u8,
     pub padding: u8,
-    /// From the stack pointer at a [`form::GO_READ_COPY`] to where the function keeps the address of the object;
+    /// The [place](register) of the object's address at a [`form::GO_READ_COPY`] or [`form::READ_COPY`];
     /// [`UNKNOWN`]: it was kept when the call began.
-    pub stack: u16,
-    pub reserved: [u16; 3],
+    pub object: u16,
+    /// At a [`form::READ_COPY`]: the place of the `ContentType` that is asked for (one byte).
+    pub content_type: u16,
+    /// At a [`form::READ_COPY`]: the place of an `int` that is not zero when the bytes will be read again.
+    pub peek: u16,
+    pub reserved: u16,
 }
 const _: () = assert!(size_of::<Layout>() == 16);
 
@@ -57,8 +77,10 @@ impl Layout {
         server: UNKNOWN,
         server_mask: 0,
         padding: 0,
-        stack: UNKNOWN,
-        reserved: [0; 3],
+        object: UNKNOWN,
+        content_type: UNKNOWN,
+        peek: UNKNOWN,
+        reserved: 0,
     };
 }
 

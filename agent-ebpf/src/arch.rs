@@ -89,11 +89,37 @@ impl Registers {
         unsafe { word(self.0, registers::STACK) }
     }
 
+    /// The registers that a call gives back.
+    #[inline(always)]
+    pub(crate) fn kept(&self) -> Kept {
+        // SAFETY: as above.
+        Kept(registers::KEPT.map(|(_, offset)| unsafe { word(self.0, offset) }))
+    }
+
     /// The conditional branch "below or equal" under the probe will be taken.
     #[inline(always)]
     pub(crate) fn branches(&self) -> bool {
         // SAFETY: as above.
         registers::below_or_equal(unsafe { word(self.0, registers::FLAGS) })
+    }
+}
+
+/// What they hold.
+pub(crate) struct Kept([u64; registers::KEPT.len()]);
+
+impl Kept {
+    /// By the number that instructions have for the register.
+    #[inline(always)]
+    pub(crate) fn get(&self, number: u16) -> Option<u64> {
+        let mut value = None;
+        let mut at = 0;
+        while at < registers::KEPT.len() {
+            if registers::KEPT[at].0 == number {
+                value = Some(self.0[at]);
+            }
+            at += 1;
+        }
+        value
     }
 }
 
@@ -110,6 +136,8 @@ mod registers {
     const ORIG_AX: usize = 120;
     const CS: usize = 136;
 
+    /// Numbers and offsets of rbx, rbp, r12 to r15.
+    pub(super) const KEPT: [(u16, usize); 6] = [(3, 40), (5, 32), (12, 24), (13, 16), (14, 8), (15, 0)];
     /// rdi, rsi, rdx, rcx, r8.
     pub(super) const ARGUMENTS: [usize; 5] = [DI, SI, DX, 88, 72];
     pub(super) const RESULT: usize = AX;
@@ -172,6 +200,9 @@ mod registers {
     const PSTATE: usize = 264;
     const ORIG_X0: usize = 272;
     const SYSCALLNO: usize = 280;
+    /// Numbers and offsets of x19 to x28.
+    pub(super) const KEPT: [(u16, usize); 10] =
+        [(19, 152), (20, 160), (21, 168), (22, 176), (23, 184), (24, 192), (25, 200), (26, 208), (27, 216), (28, 224)];
     pub(super) const ARGUMENTS: [usize; 5] = [0, X1, X2, X3, 32];
     pub(super) const RESULT: usize = 0;
     pub(super) const GO_ARGUMENTS: [usize; 3] = [0, X1, X2];
@@ -259,6 +290,14 @@ impl Call {
             SENDMMSG | RECVMMSG if count == 1 => message(buffer),
             _ => Source::OPAQUE,
         }
+    }
+}
+
+impl Call {
+    /// As [`Call::source`]; of several datagrams the first.
+    #[inline(always)]
+    pub(crate) fn datagram(&self) -> Source {
+        if self.native && matches!(self.number, SENDMMSG | RECVMMSG) { message(self.args[1]) } else { self.source() }
     }
 }
 

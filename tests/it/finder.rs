@@ -45,25 +45,26 @@ fn functions(probes: &[&Probe]) -> Vec<(&'static str, u8)> {
 }
 
 #[test]
-fn the_machines_openssl_is_probed_at_its_internal_pair() {
+fn the_machines_openssl_is_probed_where_records_are_read_and_made() {
     let Some(path) = library("libssl.so.3") else {
-        return skip("the_machines_openssl_is_probed_at_its_internal_pair", "no libssl.so.3");
+        return skip("the_machines_openssl_is_probed_where_records_are_read_and_made", "no libssl.so.3");
     };
     let target = target(&path);
     assert_eq!(target.stack, Stack::Openssl);
     assert!(target.probes.iter().all(|probe| probe.emulated), "{:#?}", target.probes);
-    for program in [Program::Enter, Program::Return] {
-        let (received, sent) = (of(&target, program, direction::RECEIVE), of(&target, program, direction::SEND));
-        assert_eq!(functions(&received), [("ssl_read_internal", form::OUT4)]);
-        assert_eq!(sent.len(), 2);
-        assert_eq!(sent[0].function, "ssl_write_internal");
-        assert_eq!(functions(&sent[1..]), [("SSL_sendfile", form::NO_BUFFER)]);
-    }
     let file = fs::read(&path).unwrap();
-    if Image::parse(file.as_slice()).unwrap().function("SSL_get_handshake_rtt").is_none() {
-        let measured = Layout { random_base: UNKNOWN, random: 0x160, server: 0x38, server_mask: 0xff, ..Layout::NONE };
-        assert_eq!(target.layout, measured, "OpenSSL 3.0 and 3.1");
+    let is_older_than_3_2 = Image::parse(file.as_slice()).unwrap().function("SSL_get_handshake_rtt").is_none();
+    let pushed = |direction| functions(&of(&target, Program::Push, direction));
+    assert_eq!(pushed(direction::RECEIVE), [("ssl3_read_bytes", form::READ_COPY)]);
+    if is_older_than_3_2 {
+        assert_eq!(pushed(direction::SEND), [("do_ssl3_write", form::RECORDS)]);
+        let layout = &target.layout;
+        assert_eq!((layout.random_base, layout.random), (UNKNOWN, 0x160), "OpenSSL 3.0 and 3.1");
+        assert_eq!((layout.server, layout.server_mask), (0x38, 0xff), "OpenSSL 3.0 and 3.1");
     }
+    let called = functions(&of(&target, Program::Return, direction::SEND));
+    assert_eq!(called.last(), Some(&("SSL_sendfile", form::NO_BUFFER)));
+    assert!([target.layout.object, target.layout.content_type, target.layout.peek].iter().all(|at| *at != UNKNOWN));
     assert_ne!(target.layout.random, UNKNOWN);
     assert_ne!(target.layout.server, UNKNOWN);
     assert_eq!(target.layout.random_base, UNKNOWN, "OpenSSL 3 keeps it in the object");

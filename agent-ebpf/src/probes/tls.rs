@@ -2,17 +2,22 @@
 //!
 //! What each attachment means is in its cookie (`agent_common::tls`). x86-64 and arm64 calling conventions.
 
-use agent_common::tls::{Cookie, UNKNOWN, form};
+use agent_common::tls::{Cookie, REGISTER, UNKNOWN, form};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
 use aya_ebpf::macros::{uprobe, uretprobe};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 
-use crate::arch::{Kind, Registers, Source};
+use crate::arch::{Kept, Kind, Registers, Source};
 use crate::copy::user;
 use crate::maps::{Call, GOROUTINES, LIBRARIES, StreamKey};
 use crate::tls::{self, Yield};
+
+/// `ContentType application_data` (RFC 8446 section 5.1).
+const APPLICATION_DATA: u8 = 23;
+/// Records that OpenSSL makes together at most (`SSL_MAX_PIPELINES`).
+const PIPELINES: u64 = 32;
 
 const NO_CALL: Call = Call { object: 0, buffer: 0, len: 0, moved: 0 };
 
@@ -107,7 +112,7 @@ fn returned(registers: Registers, cookie: Cookie) {
     tls::report(&Yield { cookie, object: call.object, len: moved as u64, threaded: true, named: 0 }, source);
 }
 
-/// A call whose arguments are all there is to know: rustls.
+/// A place where the registers, and what they lead to, are all there is to know: rustls, and OpenSSL's records.
 #[uprobe]
 pub(crate) fn tls_push(ctx: ProbeContext) -> u32 {
     if tls::is_muted() {
@@ -115,11 +120,61 @@ pub(crate) fn tls_push(ctx: ProbeContext) -> u32 {
     }
     let registers = Registers(ctx.as_ptr().cast());
     let cookie = cookie(ctx.as_ptr());
-    // `Payload`: a tag or capacity, pointer, length.
-    let Some([_, base, len]) = user::<[u64; 3]>(registers.argument(1)) else { return 0 };
-    let source = Source { kind: Kind::Buffer, base, count: 0 };
-    tls::report(&Yield { cookie, object: registers.argument(0), len, threaded: true, named: 0 }, source);
+    let [first, second, third, fourth, fifth] = [0, 1, 2, 3, 4].map(|index| registers.argument(index));
+    let pushed = match cookie.form {
+        form::READ_COPY => read_copy(cookie, registers, second, third),
+        form::RECORDS if second as u8 == APPLICATION_DATA => {
+            Some(Pushed { object: first, base: third, len: lengths(fourth, fifth) })
+        }
+        // `Payload`: a tag or capacity, pointer, length.
+        form::PAYLOAD => user::<[u64; 3]>(second).map(|[_, base, len]| Pushed { object: first, base, len }),
+        _ => None,
+    };
+    if let Some(Pushed { object, base, len }) = pushed {
+        let source = Source { kind: Kind::Buffer, base, count: 0 };
+        tls::report(&Yield { cookie, object, len, threaded: true, named: 0 }, source);
+    }
     0
+}
+
+struct Pushed {
+    object: u64,
+    base: u64,
+    len: u64,
+}
+
+/// OpenSSL gives content of a record to its caller, which asked for application data and not just to peek.
+#[inline(always)]
+fn read_copy(cookie: Cookie, registers: Registers, source: u64, len: u64) -> Option<Pushed> {
+    let layout = &LIBRARIES.get(u32::from(cookie.layout))?.layout;
+    let kept = registers.kept();
+    let at = |place| held(&kept, registers.stack(), place);
+    if at(layout.content_type)? as u8 != APPLICATION_DATA || at(layout.peek)? as u32 != 0 {
+        return None;
+    }
+    Some(Pushed { object: at(layout.object)?, base: source, len })
+}
+
+/// What lies at a place of [`agent_common::tls::Layout`].
+#[inline(always)]
+fn held(kept: &Kept, stack: u64, place: u16) -> Option<u64> {
+    if place & REGISTER == 0 {
+        return user(stack.wrapping_add(u64::from(place)));
+    }
+    kept.get(place & !REGISTER)
+}
+
+/// The sum of `count` lengths, of records that are made together.
+#[inline(always)]
+fn lengths(array: u64, count: u64) -> u64 {
+    let mut sum = 0_u64;
+    for index in 0..PIPELINES {
+        if index >= count {
+            break;
+        }
+        sum = sum.wrapping_add(user::<u64>(array.wrapping_add(index * 8)).unwrap_or(0));
+    }
+    sum
 }
 
 /// `crypto/tls.(*Conn).Read` of Go begins. At the branch of its stack check: taken, the function will begin again.
@@ -165,7 +220,7 @@ pub(crate) fn go_push(ctx: ProbeContext) -> u32 {
 /// The object, where the function keeps it: also when the call began before we were attached.
 #[inline(always)]
 fn kept_on_stack(cookie: Cookie, registers: &Registers) -> Option<u64> {
-    let offset = LIBRARIES.get(u32::from(cookie.layout))?.layout.stack;
+    let offset = LIBRARIES.get(u32::from(cookie.layout))?.layout.object;
     if offset == UNKNOWN { None } else { user(registers.stack().wrapping_add(u64::from(offset))) }
 }
 

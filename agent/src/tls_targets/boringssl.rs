@@ -17,8 +17,8 @@ use object::ReadRef;
 use super::{
     Effort, Found, Stack, Target, Unreadable, call_probes,
     eh_frame::Functions,
-    elf::{Function, Image, Section},
-    scan,
+    elf::{Function, Image},
+    scan::{self, Argument},
     x86::{Code, Value, trace},
 };
 
@@ -173,7 +173,7 @@ fn sources<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Vec<u64> {
 /// Every function that reports an error with one of these names, and its errors.
 fn reporters<'a, R: ReadRef<'a>>(image: &Image<'a, R>, functions: &Functions<'a>, sources: &[u64]) -> Vec<Reporter> {
     let Some(text) = image.section(".text") else { return Vec::new() };
-    let starts: BTreeMap<u64, Function> = places(image, text, sources)
+    let starts: BTreeMap<u64, Function> = scan::loads(image, text, Argument::Fourth, sources, MAX_PLACES)
         .into_iter()
         .filter_map(|place| functions.around(image, place))
         .map(|function| (function.address, function))
@@ -185,37 +185,6 @@ fn reporters<'a, R: ReadRef<'a>>(image: &Image<'a, R>, functions: &Functions<'a>
             Some(Reporter { function, errors })
         })
         .collect()
-}
-
-/// Where the code loads one of the addresses as the fourth argument: `lea rcx,[rip+..]`, or `mov ecx,..` in a program
-/// that is not position independent. May be in the middle of an instruction.
-fn places<'a, R: ReadRef<'a>>(image: &Image<'a, R>, text: Section, sources: &[u64]) -> Vec<u64> {
-    const RELATIVE: [u8; 3] = [0x48, 0x8d, 0x0d];
-    const LEN: usize = 7;
-    let relative = memmem::Finder::new(&RELATIVE);
-    let absolute: Vec<_> = sources
-        .iter()
-        .filter_map(|&source| u32::try_from(source).ok())
-        .map(|source| memmem::Finder::new(&[[0xb9].as_slice(), &source.to_le_bytes()].concat()).into_owned())
-        .collect();
-    let mut places = Vec::new();
-    scan::pieces(image, text, &mut |address, bytes| {
-        for at in relative.find_iter(bytes) {
-            let place = address.wrapping_add(at as u64);
-            let distance = bytes.get(at + RELATIVE.len()..).and_then(|rest| rest.first_chunk());
-            let loaded = distance.map(|distance| {
-                place.wrapping_add(LEN as u64).wrapping_add_signed(i64::from(i32::from_le_bytes(*distance)))
-            });
-            if loaded.is_some_and(|loaded| sources.contains(&loaded)) {
-                places.push(place);
-            }
-        }
-        for finder in &absolute {
-            places.extend(finder.find_iter(bytes).map(|at| address.wrapping_add(at as u64)));
-        }
-        if places.len() < MAX_PLACES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
-    places
 }
 
 /// What the registers of a report are known to hold.

@@ -89,7 +89,7 @@ fn target<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Result<Option<Target>, &'
     if let [copy] = read.copies.as_slice() {
         // Without an entry, calls that wait already when the probes come are seen too: a server's usual state.
         match kept_object(read_code.instructions(), read.branch, *copy) {
-            Some(offset) => layout.stack = offset,
+            Some(offset) => layout.object = offset,
             None => probes.push(received(Program::Enter, read.branch, form::GO_READ)),
         }
         probes.push(received(Program::Push, *copy, form::GO_READ_COPY));

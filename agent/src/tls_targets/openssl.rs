@@ -1,6 +1,8 @@
 //! OpenSSL, and BoringSSL and LibreSSL where their symbols are left: shared, in a wheel under any name, or linked
 //! statically. Found by what a file defines, never by its name. `SSL_peek` is not probed: what it shows is read later.
 
+mod record;
+
 use agent_common::{
     event::direction,
     tls::{Layout, UNKNOWN, form},
@@ -85,14 +87,17 @@ fn target<'a, R: ReadRef<'a>>(image: &Image<'a, R>, stack: Stack) -> Result<Opti
     if read.first().is_some_and(|read| is_gnutls(image, &read.code)) {
         return Ok(None);
     }
-    let mut probes = half(image, &READ, &read)?;
-    probes.extend(half(image, &WRITE, &write)?);
+    let mut layout = layout(image);
+    let records = record::find(image, &mut layout);
+    let instead = |probe: Option<Probe>| probe.filter(|probe| probe.emulated).map(|probe| vec![probe]);
+    let mut probes = instead(records.read).map_or_else(|| half(image, &READ, &read), Ok)?;
+    probes.extend(instead(records.write).map_or_else(|| half(image, &WRITE, &write), Ok)?);
     let sendfile = image.function("SSL_sendfile").and_then(|function| Code::read(image, function));
     if let Some(code) = sendfile {
         let sendfile = call_probes(image, &code, 1, form::NO_BUFFER, direction::SEND, "SSL_sendfile");
         probes.extend(sendfile.into_iter().flatten());
     }
-    Ok(Some(Target { stack, layout: layout(image), probes }))
+    Ok(Some(Target { stack, layout, probes }))
 }
 
 fn exported<'a, R: ReadRef<'a>>(image: &Image<'a, R>, half: &Half) -> Result<Vec<Exported<'a>>, String> {

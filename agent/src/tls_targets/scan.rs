@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use memchr::memmem;
 use object::ReadRef;
 
 use super::elf::{Image, Section};
@@ -30,4 +31,51 @@ pub(super) fn pieces<'a, R: ReadRef<'a>>(
         }
         at += PIECE;
     }
+}
+
+/// The register of an argument, as instructions name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Argument {
+    Third,
+    Fourth,
+}
+
+/// Where the code loads one of the addresses as an argument: `lea reg,[rip+..]`, or `mov reg,..` in a program that is not
+/// position independent. At most about `max` places; each may be in the middle of an instruction.
+pub(super) fn loads<'a, R: ReadRef<'a>>(
+    image: &Image<'a, R>,
+    text: Section,
+    argument: Argument,
+    addresses: &[u64],
+    max: usize,
+) -> Vec<u64> {
+    const LEN: usize = 7;
+    let (relative, absolute) = match argument {
+        Argument::Third => ([0x48, 0x8d, 0x15], 0xba),
+        Argument::Fourth => ([0x48, 0x8d, 0x0d], 0xb9),
+    };
+    let finder = memmem::Finder::new(&relative);
+    let absolute: Vec<_> = addresses
+        .iter()
+        .filter_map(|&address| u32::try_from(address).ok())
+        .map(|address| memmem::Finder::new(&[[absolute].as_slice(), &address.to_le_bytes()].concat()).into_owned())
+        .collect();
+    let mut places = Vec::new();
+    pieces(image, text, &mut |address, bytes| {
+        for at in finder.find_iter(bytes) {
+            let place = address.wrapping_add(at as u64);
+            let distance = bytes.get(at + relative.len()..).and_then(|rest| rest.first_chunk());
+            let loaded = distance.map(|distance| {
+                place.wrapping_add(LEN as u64).wrapping_add_signed(i64::from(i32::from_le_bytes(*distance)))
+            });
+            if loaded.is_some_and(|loaded| addresses.contains(&loaded)) {
+                places.push(place);
+            }
+        }
+        for finder in &absolute {
+            places.extend(finder.find_iter(bytes).map(|at| address.wrapping_add(at as u64)));
+        }
+        if places.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    places
 }

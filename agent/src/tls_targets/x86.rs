@@ -262,7 +262,25 @@ impl Value {
 pub struct State {
     /// 16 of general purpose, 32 vectors.
     registers: [Value; 48],
-    slots: Vec<(i64, Value)>,
+    slots: Vec<Slot>,
+}
+
+/// Bytes of the stack frame.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    /// Relative to the stack pointer at the function's start.
+    at: i64,
+    size: u64,
+    value: Value,
+}
+
+/// Where a function keeps a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// One that a call gives back.
+    Register(Register),
+    /// Bytes from the stack pointer.
+    Stack(u16),
 }
 
 impl State {
@@ -300,7 +318,8 @@ impl State {
     fn load(&self, place: Value, size: usize) -> Value {
         match place {
             Value::Stack(offset) => {
-                self.slots.iter().find(|slot| slot.0 == offset).map_or(Value::Unknown, |slot| slot.1)
+                let slot = self.slots.iter().find(|slot| slot.at == offset && size as u64 <= slot.size);
+                slot.map_or(Value::Unknown, |slot| slot.value)
             }
             Value::Address { argument, base: None, offset } if size == 8 => u16::try_from(offset)
                 .map_or(Value::Unknown, |base| Value::Address { argument, base: Some(base), offset: 0 }),
@@ -313,12 +332,30 @@ impl State {
     }
 
     fn store(&mut self, place: Value, size: usize, value: Value) {
-        let Value::Stack(offset) = place else { return };
-        let overlaps = |slot: &(i64, Value)| slot.0.abs_diff(offset) < 8.max(size as u64);
+        let Value::Stack(at) = place else { return };
+        let size = size as u64;
+        let overlaps = |slot: &Slot| {
+            let distance = slot.at.abs_diff(at);
+            if slot.at < at { distance < slot.size } else { distance < size }
+        };
         self.slots.retain(|slot| !overlaps(slot));
         if self.slots.len() < MAX_SLOTS {
-            self.slots.push((offset, value));
+            self.slots.push(Slot { at, size, value });
         }
+    }
+
+    /// Everywhere that `value`, or at least its low `size` bytes, survives a call.
+    pub fn kept(&self, value: Value, size: u64) -> Vec<Place> {
+        let registers = KEPT.into_iter().filter(|register| *register != Register::RSP && self.get(*register) == value);
+        let mut places: Vec<Place> = registers.map(Place::Register).collect();
+        if let Value::Stack(top) = self.get(Register::RSP) {
+            let slots = self.slots.iter().filter(|slot| slot.value == value && slot.size >= size);
+            places.extend(slots.filter_map(|slot| {
+                let distance = u16::try_from(slot.at.checked_sub(top)?).ok()?;
+                Some(Place::Stack(distance))
+            }));
+        }
+        places
     }
 }
 
@@ -365,13 +402,15 @@ pub fn trace(code: &Code<'_>, show: &mut dyn FnMut(&Instruction, &State)) {
     }
 }
 
+/// Registers that the calling convention keeps over a call.
+const KEPT: [Register; 7] =
+    [Register::RBX, Register::RSP, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
+
 /// A call gives back the registers that the calling convention keeps.
 fn after_call(state: &mut State) {
-    let kept =
-        [Register::RBX, Register::RSP, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
-    let values = kept.map(|register| state.get(register));
+    let values = KEPT.map(|register| state.get(register));
     state.registers = [Value::Unknown; 48];
-    for (register, value) in kept.into_iter().zip(values) {
+    for (register, value) in KEPT.into_iter().zip(values) {
         state.set(register, value);
     }
 }
