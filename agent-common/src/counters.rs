@@ -51,6 +51,8 @@ counters! {
     ConnectionsHttp2 = "connections_http2";
     /// Connections classified as TLS.
     ConnectionsTls = "connections_tls";
+    /// UDP sockets that carry QUIC.
+    SocketsQuic = "sockets_quic";
     /// Connections left alone as none of these.
     ConnectionsOther = "connections_other";
     /// Connections of the agent itself, left alone.

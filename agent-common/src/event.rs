@@ -83,6 +83,8 @@ pub mod protocol {
     pub const HTTP2: u8 = 2;
     pub const TLS: u8 = 3;
     pub const OTHER: u8 = 4;
+    /// QUIC, on a UDP socket: nothing else is told of it.
+    pub const QUIC: u8 = 5;
 }
 
 /// [`Open::family`] values (`sa_family_t`).

@@ -12,4 +12,5 @@ pub mod event;
 pub mod http2;
 pub mod limits;
 pub mod offsets;
+pub mod quic;
 pub mod tls;

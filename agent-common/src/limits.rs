@@ -43,6 +43,9 @@ pub const FRAME_STEPS: u32 = 8192;
 /// Operations of an HTTP/2 connection without a frame boundary after which there is little hope of finding one.
 pub const RESYNC_OPERATIONS: u8 = 64;
 
+/// Large datagrams of a UDP socket that are looked at for QUIC, before only each of that many is. A power of two below 128.
+pub const DATAGRAM_LOOKS: u8 = 32;
+
 /// Vectors of a `writev`, `readv`, `sendmsg` or `recvmsg` that are gathered; later ones are a gap. Node writes a chunk
 /// as three.
 pub const IOVEC_MAX: usize = 32;

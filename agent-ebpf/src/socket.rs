@@ -12,7 +12,9 @@ use crate::maps::OpenScratch;
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
 pub(crate) const SOCK_STREAM: u16 = 1;
+const SOCK_DGRAM: u16 = 2;
 const IPPROTO_TCP: u16 = 6;
+const IPPROTO_UDP: u16 = 17;
 const IPPROTO_MPTCP: u16 = 262;
 
 /// One end of a connection.
@@ -56,6 +58,12 @@ fn wanted(family: u16, kind: u16, protocol: u16) -> bool {
             family::UNIX => true,
             _ => false,
         }
+}
+
+/// A socket that may carry QUIC.
+#[inline(always)]
+fn is_datagram(family: u16, kind: u16, protocol: u16) -> bool {
+    kind == SOCK_DGRAM && protocol == IPPROTO_UDP && (family == family::INET || family == family::INET6)
 }
 
 /// Folds an address and a port into a key of `OWN_ADDRESSES`.
@@ -109,6 +117,19 @@ impl Trusted {
             }
             let (received, read): (u32, u32) = (load(tcp, &kernel::TCP_RCV_NXT), load(tcp, &kernel::TCP_COPIED_SEQ));
             received.wrapping_sub(read) > 1
+        }
+    }
+
+    /// A UDP socket.
+    #[inline(always)]
+    pub(crate) fn is_datagram(self) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            is_datagram(
+                load(self.0, &kernel::SKC_FAMILY),
+                load(self.0, &kernel::SK_TYPE),
+                load(self.0, &kernel::SK_PROTOCOL),
+            )
         }
     }
 
@@ -212,6 +233,14 @@ impl Socket for Trusted {
 }
 
 impl Walked {
+    /// A UDP socket.
+    #[inline(always)]
+    pub(crate) fn is_datagram(self) -> bool {
+        let family = probe(self.0, &kernel::SKC_FAMILY).unwrap_or(0);
+        let kind = probe(self.0, &kernel::SK_TYPE).unwrap_or(0);
+        is_datagram(family, kind, probe(self.0, &kernel::SK_PROTOCOL).unwrap_or(0))
+    }
+
     #[inline(always)]
     pub(crate) fn is_wanted(self) -> bool {
         let family = probe(self.0, &kernel::SKC_FAMILY).unwrap_or(0);

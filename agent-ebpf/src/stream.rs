@@ -203,7 +203,8 @@ fn decide<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, source: &S
                 return false;
             }
             state.verdict = verdict::HTTP1;
-            state.last = if turned { 0 } else { state.last };
+            // A message begins, also when its first bytes came in pieces before: it has a budget.
+            state.last = 0;
             count(moved.slot, Counter::ConnectionsHttp1, 1);
             true
         }
@@ -267,7 +268,7 @@ fn own<S: Socket>(state: &mut ConnState, socket: S, slot: u32) {
 
 /// The far end is the agent, or the process is excluded by the agent's filters: leave the connection alone.
 #[inline(never)]
-fn is_excluded<S: Socket>(socket: S, state: &mut ConnState, slot: u32) -> bool {
+pub(crate) fn is_excluded<S: Socket>(socket: S, state: &mut ConnState, slot: u32) -> bool {
     let mut excluded = false;
     if let Some(scratch) = OPEN_SCRATCH.get_ptr_mut(slot) {
         // SAFETY: a per-CPU map value.

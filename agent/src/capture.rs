@@ -1,6 +1,7 @@
 //! The first half of the core: kernel events and time in, exchanges out. Pure and synchronous; never panics on any
 //! input; every table is bounded, and what does not fit is counted.
 
+mod http3;
 mod tls;
 
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use hashlink::LruCache;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 
+pub use self::http3::Http3Use;
 pub use self::tls::TlsUse;
 use self::tls::{Uses, held_too_long, release};
 use crate::conn::{Conn, Layer, OpenExchange, Stream, Table};
@@ -123,6 +125,7 @@ pub struct Capture {
     announced: LruCache<ProcessRef, (), FxBuildHasher>,
     comms: FxHashMap<Comm, Arc<str>>,
     uses: Uses,
+    http3: http3::Uses,
     counts: Counts,
     /// Kept to save its allocation.
     events: Vec<Event>,
@@ -138,6 +141,7 @@ impl Capture {
             announced: LruCache::with_hasher(ANNOUNCED, FxBuildHasher),
             comms: FxHashMap::default(),
             uses: Uses::default(),
+            http3: http3::Uses::default(),
             counts: Counts::default(),
             events: Vec::new(),
             memory: 0,
@@ -163,14 +167,21 @@ impl Capture {
         self.uses.all()
     }
 
+    /// Processes that speak QUIC or offer HTTP/3.
+    pub fn http3_uses(&self) -> Vec<Http3Use> {
+        self.http3.all()
+    }
+
     /// Take one record.
     pub fn on_event(&mut self, event: KernelEvent<'_>, out: &mut Vec<Output>) {
+        let before = out.len();
         match event {
             KernelEvent::Data(data) => self.on_data(&data, out),
             KernelEvent::Open(open) => self.on_open(open, out),
             KernelEvent::Close(close) => self.on_close(&close, out),
             KernelEvent::Exec(exec) => self.on_exec(exec, out),
         }
+        self.http3.look(out.get(before..).unwrap_or_default());
     }
 
     /// Give up what waited too long. Called about once a second.
@@ -239,6 +250,7 @@ impl Capture {
                 self.counts.blind_http2 += 1;
                 return;
             }
+            FirstBytes::Quic => return self.http3.met(&open, &comm),
             FirstBytes::Other => return,
         }
         self.announce(open.process, &comm, open.cgroup, None, out);

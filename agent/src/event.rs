@@ -25,6 +25,8 @@ pub enum FirstBytes {
     Http1,
     Http2,
     Tls,
+    /// A UDP socket; no data is told of it.
+    Quic,
     Other,
 }
 
@@ -300,6 +302,7 @@ fn decode_open(fields: Fields<'_>) -> Result<Open, DecodeError> {
             raw::protocol::HTTP2 => FirstBytes::Http2,
             raw::protocol::TLS => FirstBytes::Tls,
             raw::protocol::OTHER => FirstBytes::Other,
+            raw::protocol::QUIC => FirstBytes::Quic,
             _ => return Err(DecodeError::Field),
         },
         transport: if family == raw::family::UNIX { Transport::Unix } else { Transport::Tcp },

@@ -17,7 +17,7 @@ use crate::admin::store::{Bounds, Store};
 use crate::admin::{self, AdminConfig, AdminState, Readiness, Status, api};
 use crate::assess::{Assessor, Rules};
 use crate::bpf::{self, Attached, Attachment, Plan, SocketBackend, Wanted};
-use crate::capture::{self, Capture};
+use crate::capture::{self, Capture, Http3Use};
 use crate::clock;
 use crate::config::{self, Backend, Config, Overrides};
 use crate::discover::{self, Discovery};
@@ -500,6 +500,7 @@ impl Supervisor {
         let mut blind_spots = snapshot.blind_spots();
         let tls = self.tls(&snapshot);
         blind_spots.extend(tls.processes.iter().filter_map(api::TlsProcess::blind_spot));
+        blind_spots.extend(snapshot.capture.http3.iter().map(Http3Use::blind_spot));
         blind_spots.extend(self.lost.iter().cloned());
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),

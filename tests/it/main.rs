@@ -13,6 +13,7 @@ mod bad_input;
 mod cli;
 mod finder;
 mod http2_frames;
+mod http3;
 mod late;
 mod lifecycle;
 mod load;

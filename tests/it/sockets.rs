@@ -321,6 +321,35 @@ fn a_client_of_one_byte_at_a_time_is_one_call() {
 }
 
 #[test]
+fn a_request_whose_first_bytes_come_alone_is_seen_whole() {
+    for options in backends() {
+        let agent = Agent::start(&options);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut client = connect(port);
+        let mut server = listener.accept().unwrap().0;
+        let body = vec![b'b'; 1500];
+        let request = request("POST", "/pieces", &[], &body);
+        let mut buffer = vec![0; request.len()];
+        for (from, to) in [(0, 1), (1, 4), (4, request.len())] {
+            client.write_all(&request[from..to]).unwrap();
+            server.read_exact(&mut buffer[from..to]).unwrap();
+        }
+        server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+        assert!(client.read(&mut buffer).unwrap() > 0);
+        let calls =
+            agent.wait_for(|calls| at(calls, "server", port).len() + at(calls, "client", port).len() == 2, SOON);
+        for kind in ["server", "client"] {
+            let seen = at(&calls, kind, port);
+            assert_eq!(paths(&seen), ["/pieces"], "{kind}");
+            assert_eq!(seen[0]["http.request.body.size"], body.len(), "{}", seen[0]);
+            assert!(seen[0].get("weir.incomplete").is_none(), "{}", seen[0]);
+        }
+        agent.stop();
+    }
+}
+
+#[test]
 fn pipelined_requests_are_paired_in_order() {
     let agent = Agent::start(&Options::config(EXPORT_ID));
     let port = serve();

@@ -10,6 +10,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use crate::arch::{Source, current_call};
 use crate::emit::count;
 use crate::maps::{ConnState, SOCKETS, slot};
+use crate::quic;
 use crate::socket::Trusted;
 use crate::stream::{self, Moved, verdict};
 
@@ -69,6 +70,9 @@ pub(crate) fn state(socket: *const u8, create: bool) -> *mut ConnState {
 fn operation(sk: *const u8, direction: u8, len: u32, discarded: bool) {
     let socket = Trusted(sk);
     if !socket.is_stream() {
+        if len >= quic::INITIAL_MIN && !discarded {
+            datagram(sk, direction, len);
+        }
         return;
     }
     let mut found = state(sk, false);
@@ -89,6 +93,29 @@ fn operation(sk: *const u8, direction: u8, len: u32, discarded: bool) {
     let source = if discarded { Source::OPAQUE } else { current_call().source() };
     // SAFETY: a map value, not null.
     unsafe { stream::observe(found, socket, source, &Moved::by_socket(direction, len, backend::SOCK_TRACEPOINT)) }
+}
+
+/// A large datagram, or an operation of another socket that has no stream.
+#[inline(never)]
+fn datagram(sk: *const u8, direction: u8, len: u32) {
+    let socket = Trusted(sk);
+    let mut found = state(sk, false);
+    if found.is_null() {
+        if !socket.is_datagram() || stream::is_paused() {
+            return;
+        }
+        found = state(sk, true);
+        if found.is_null() {
+            count(slot::EVENT, Counter::StateFull, 1);
+            return;
+        }
+    }
+    // SAFETY: a map value, not null.
+    let state = unsafe { &mut *found };
+    if state.verdict < verdict::SETTLED && quic::is_due(state) {
+        let source = current_call().datagram();
+        quic::look(state, socket, &source, &Moved::by_socket(direction, len, backend::SOCK_TRACEPOINT));
+    }
 }
 
 #[inline(always)]

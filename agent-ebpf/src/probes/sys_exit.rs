@@ -11,6 +11,7 @@ use crate::copy;
 use crate::emit::count;
 use crate::kernel::{self, probe};
 use crate::maps::{ConnState, SCRATCH, Scratch, WALKED_SOCKETS, WalkedKey, forget, slot};
+use crate::quic;
 use crate::socket::{Walked, of_descriptor};
 use crate::stream::{self, Moved, verdict};
 
@@ -133,7 +134,13 @@ fn operation(fd: u32, moved: &Moved, source: Source) {
     let found = if let Some(found) = WALKED_SOCKETS.get_ptr_mut(&key) {
         found
     } else {
-        if moved.len == 0 || !socket.is_wanted() || stream::is_paused() {
+        if moved.len == 0 || stream::is_paused() {
+            return;
+        }
+        if !socket.is_wanted() {
+            if moved.len >= quic::INITIAL_MIN && socket.is_datagram() {
+                datagram(socket, moved, &source);
+            }
             return;
         }
         let found = meet(&key);
@@ -155,4 +162,23 @@ fn operation(fd: u32, moved: &Moved, source: Source) {
     }
     // SAFETY: a map value, not null.
     unsafe { stream::observe(found, socket, source, moved) }
+}
+
+/// A large datagram. Of several received in one call the first may be a small one: they are not looked at.
+#[inline(never)]
+fn datagram(socket: Walked, moved: &Moved, source: &Source) {
+    // A stream socket at the same address is another one.
+    let key = WalkedKey { socket: socket.0, remote_port: u64::MAX };
+    let found = match WALKED_SOCKETS.get_ptr_mut(&key) {
+        Some(found) => found,
+        None => meet(&key),
+    };
+    if found.is_null() {
+        return;
+    }
+    // SAFETY: a map value, not null.
+    let state = unsafe { &mut *found };
+    if state.verdict < verdict::SETTLED && quic::is_due(state) {
+        quic::look(state, socket, source, moved);
+    }
 }

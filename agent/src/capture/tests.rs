@@ -1029,3 +1029,26 @@ proptest! {
         prop_assert!(exchanges <= 60);
     }
 }
+
+#[test]
+fn quic_and_the_offer_of_http3_are_noted_by_process_and_port() {
+    let mut script = Script::default();
+    let mut wire = script.connect(1, 100, 200);
+    script.send(&mut wire, CLIENT, &request(1, ""));
+    let answer = b"HTTP/1.1 200 OK\r\nAlt-Svc: h3=\":443\"; ma=86400\r\nX-Id: 1\r\nContent-Length: 0\r\n\r\n";
+    script.send(&mut wire, SERVER, answer);
+    let offering = wire.0[SERVER].process;
+    let mut datagrams = script.connect(2, 300, 400);
+    let quic = &mut datagrams.0[SERVER];
+    quic.conn = ConnId(99);
+    let quic = quic.clone();
+    script.open(&quic, FirstBytes::Quic);
+    script.open(&quic, FirstBytes::Quic);
+    let played = script.play();
+    let uses = played.capture.http3_uses();
+    let told: Vec<_> = uses.iter().map(|used| (used.process, used.sockets, used.offers.len())).collect();
+    assert_eq!(told, [(offering, 0, 1), (quic.process, 2, 0)], "the client of an offer offers nothing");
+    let [offer, spoken] = &uses[..] else { panic!("{uses:?}") };
+    assert!(offer.blind_spot().contains("offers HTTP/3 (Alt-Svc on TCP port"), "{}", offer.blind_spot());
+    assert!(spoken.blind_spot().contains("speaks QUIC"), "{}", spoken.blind_spot());
+}

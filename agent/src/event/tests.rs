@@ -116,6 +116,7 @@ fn encode_open(open: &Open) -> Vec<u8> {
         FirstBytes::Http2 => raw::protocol::HTTP2,
         FirstBytes::Tls => raw::protocol::TLS,
         FirstBytes::Other => raw::protocol::OTHER,
+        FirstBytes::Quic => raw::protocol::QUIC,
     };
     put(&mut bytes, offset_of!(raw::Open, netns), &open.netns.to_ne_bytes());
     put(&mut bytes, offset_of!(raw::Open, uid), &open.uid.to_ne_bytes());

@@ -142,6 +142,7 @@ impl Worker {
             connections: self.capture.connections(),
             memory: self.capture.memory(),
             tls: self.capture.tls_uses(),
+            http3: self.capture.http3_uses(),
         });
     }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, PoisonError};
 
 use crate::assess::AssessCounts;
-use crate::capture::{Counts, Output, TlsUse};
+use crate::capture::{Counts, Http3Use, Output, TlsUse};
 use crate::enrich::EnrichCounts;
 use crate::model::ProcessRef;
 
@@ -56,6 +56,8 @@ pub struct CaptureView {
     pub memory: usize,
     /// Processes that use TLS.
     pub tls: Vec<TlsUse>,
+    /// Processes that speak QUIC or offer HTTP/3.
+    pub http3: Vec<Http3Use>,
 }
 
 /// State of the assess thread, as of its last tick.
