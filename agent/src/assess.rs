@@ -87,22 +87,38 @@ impl<R: RouteInference> Assessor<R> {
     /// The report of one exchange, or `None` when it is not to be reported. `wall` turns kernel time into nanoseconds
     /// since the Unix epoch.
     pub fn on_exchange(&mut self, exchange: &Exchange, wall: impl FnOnce(Timestamp) -> u64) -> Option<CallReport> {
-        let workload = self.workloads.of_connection(&exchange.connection, exchange.timing.end.0);
-        if workload.opted_out {
-            self.counts.opted_out += 1;
-            return None;
-        }
-        if !self.rules.filter.selects(&workload, &exchange.connection, exchange.role) {
-            self.counts.filtered += 1;
-            return None;
-        }
-        if workload.self_instrumented && self.rules.deduplicate == Deduplicate::Suppress {
-            self.counts.suppressed += 1;
-            return None;
-        }
+        let workload = match self.admit(exchange) {
+            Ok(workload) => workload,
+            Err(left_out) => {
+                *left_out(&mut self.counts) += 1;
+                return None;
+            }
+        };
         let route = self.route(exchange, &workload);
         self.counts.reported += 1;
         Some(self.rules.redactor.report(exchange, &workload, route, wall(exchange.timing.start)))
+    }
+
+    /// The report of an exchange that goes on, or `None` when it is not to be reported. Counts nothing.
+    pub fn on_progress(&mut self, exchange: &Exchange, wall: impl FnOnce(Timestamp) -> u64) -> Option<CallReport> {
+        let workload = self.admit(exchange).ok()?;
+        let route = self.route(exchange, &workload);
+        Some(self.rules.redactor.progress(exchange, &workload, route, wall(exchange.timing.start)))
+    }
+
+    /// The workload of an exchange that is to be reported, else what counts those that are not.
+    fn admit(&mut self, exchange: &Exchange) -> Result<Arc<Workload>, fn(&mut AssessCounts) -> &mut u64> {
+        let workload = self.workloads.of_connection(&exchange.connection, exchange.timing.end.0);
+        if workload.opted_out {
+            return Err(|counts| &mut counts.opted_out);
+        }
+        if !self.rules.filter.selects(&workload, &exchange.connection, exchange.role) {
+            return Err(|counts| &mut counts.filtered);
+        }
+        if workload.self_instrumented && self.rules.deduplicate == Deduplicate::Suppress {
+            return Err(|counts| &mut counts.suppressed);
+        }
+        Ok(workload)
     }
 
     /// No call of this process will ever be reported under these rules: the kernel need not follow it.
@@ -188,12 +204,14 @@ mod tests {
                 target: Bytes::from_static(target.as_bytes()),
                 version: Version::Http11,
                 headers: Headers::default(),
+                trailers: Headers::default(),
                 body: Body::default(),
             }),
             response: Some(Response {
                 status,
                 version: Version::Http11,
                 headers: Headers::default(),
+                trailers: Headers::default(),
                 body: Body::default(),
                 interim: 0,
                 first_byte: Timestamp(20),

@@ -15,7 +15,8 @@ use self::tls::{Uses, held_too_long, release};
 use crate::conn::{Conn, Layer, OpenExchange, Stream, Table};
 use crate::event::{Close, Comm, Data, Exec, FirstBytes, KernelEvent, Open};
 use crate::model::{
-    ConnId, Connection, Direction, Exchange, Incomplete, ProcessRef, Role, SocketAddress, Timestamp, Transport,
+    ConnId, Connection, Direction, Exchange, Incomplete, ProcessRef, Role, SocketAddress, Timestamp, TraceContext,
+    Transport,
 };
 use crate::protocol::{self, Done, End, Event, Limits, Operation, RequestHead, Segment, Wire};
 use crate::trace::{Link, Thread, Traceparent, Tracer};
@@ -51,6 +52,8 @@ pub enum Output {
     /// A process appeared, or began a new program: its facts are wanted.
     Process(ProcessSeen),
     Exchange(Box<Exchange>),
+    /// An exchange that is still open, as it stands. Its end comes as [`Output::Exchange`].
+    Progress(Box<Exchange>),
     /// The process exports OTLP spans itself.
     SelfInstrumented(ProcessRef),
 }
@@ -89,8 +92,6 @@ pub struct Counts {
     pub exchanges_evicted: u64,
     /// Connections whose bytes were not HTTP after all.
     pub not_http: u64,
-    /// Connections that speak HTTP/2, which this version cannot read: a blind spot.
-    pub blind_http2: u64,
     /// Sockets that carry TLS.
     pub tls_sockets: u64,
     /// Of these, the ones that ended without a TLS library having yielded their plaintext.
@@ -245,11 +246,7 @@ impl Capture {
             return;
         }
         match open.protocol {
-            FirstBytes::Http1 | FirstBytes::Unknown | FirstBytes::Tls => {}
-            FirstBytes::Http2 => {
-                self.counts.blind_http2 += 1;
-                return;
-            }
+            FirstBytes::Http1 | FirstBytes::Http2 | FirstBytes::Unknown | FirstBytes::Tls => {}
             FirstBytes::Quic => return self.http3.met(&open, &comm),
             FirstBytes::Other => return,
         }
@@ -273,7 +270,7 @@ impl Capture {
             first_seen: open.time,
         });
         if self.table.describe(open.conn, &info).is_none() {
-            let parser = protocol::start(Wire::Http1, open.joined, self.settings.limits);
+            let parser = protocol::start(wire(open.protocol), open.joined, self.settings.limits);
             self.insert(info, Some(parser), Layer::Plain, false, out);
         }
     }
@@ -295,7 +292,8 @@ impl Capture {
                 netns: 0,
                 first_seen: data.time,
             });
-            let parser = protocol::start(Wire::Http1, true, self.settings.limits);
+            let wire = if data.frame { Wire::Http2 } else { Wire::Http1 };
+            let parser = protocol::start(wire, true, self.settings.limits);
             let layer = if data.backend.is_socket() { Layer::Plain } else { Layer::stream(None, data.time) };
             self.insert(info, Some(parser), layer, true, out);
         }
@@ -325,10 +323,13 @@ impl Capture {
         conn.fruitless = 0;
         let mirror = mirror_requests(table, id, events);
         if let Some(conn) = table.touch(id) {
-            let heads = events.iter().any(|event| matches!(event, Event::RequestHead(_)));
+            let heads: Vec<u64> = match mirror {
+                Some(_) => Vec::new(),
+                None => events.iter().filter_map(Event::request).collect(),
+            };
             settle(conn, mirror.as_deref(), tracer, counts, events, out);
-            if heads && mirror.is_none() {
-                join_late(table, id, tracer);
+            for exchange in heads {
+                join_late(table, id, exchange, tracer);
             }
         }
     }
@@ -453,6 +454,11 @@ impl Capture {
     }
 }
 
+/// What reads a connection that begins like that.
+fn wire(first: FirstBytes) -> Wire {
+    if first == FirstBytes::Http2 { Wire::Http2 } else { Wire::Http1 }
+}
+
 /// Give one record's bytes to the parser, with what is missing before them as a gap.
 fn feed(conn: &mut Conn, data: &Data<'_>, counts: &mut Counts, events: &mut Vec<Event>) {
     let shift = conn.shift[usize::from(data.direction == Direction::Send)];
@@ -499,6 +505,9 @@ fn feed(conn: &mut Conn, data: &Data<'_>, counts: &mut Counts, events: &mut Vec<
         parser.on_loss(data.time, events);
     }
     let mut position = data.position;
+    if data.frame {
+        parser.on_boundary(direction);
+    }
     if !data.head.is_empty() {
         parser.on_segment(direction, position, Segment::Bytes(data.head), operation, events);
         position = position.wrapping_add(data.head.len() as u64);
@@ -527,11 +536,10 @@ fn mirror_requests(table: &Table, id: ConnId, events: &[Event]) -> Option<Vec<Op
 }
 
 /// A client's request just began: the server that it goes to may have been heard before, and taken for a root.
-fn join_late(table: &mut Table, id: ConnId, tracer: &mut Tracer) {
+fn join_late(table: &mut Table, id: ConnId, exchange: u64, tracer: &mut Tracer) {
     let Some(conn) = table.get(id) else { return };
-    let Some(client) = conn.open.last().filter(|open| open.role == Role::Client && open.carried.is_none()) else {
-        return;
-    };
+    let is_it = |open: &&OpenExchange| open.key == exchange && open.role == Role::Client && open.carried.is_none();
+    let Some(client) = conn.open.iter().rev().find(is_it) else { return };
     let (position, context) = (client.position, client.context);
     let Some(mirror) = table.mirror_of(&conn.info) else { return };
     let Some(end) = table.touch(mirror) else { return };
@@ -543,7 +551,8 @@ fn join_late(table: &mut Table, id: ConnId, tracer: &mut Tracer) {
     let Some((server_context, client_context)) = tracer.join(server.thread, server.context, context) else { return };
     server.context = server_context;
     server.link = Link::Connection;
-    if let Some(client) = table.touch(id).and_then(|conn| conn.open.last_mut()) {
+    let open = table.touch(id).and_then(|conn| conn.open.iter_mut().rev().find(|open| open.key == exchange));
+    if let Some(client) = open {
         client.context = client_context;
     }
 }
@@ -567,8 +576,17 @@ fn settle(
     for event in events.drain(..) {
         match event {
             Event::RequestHead(head) => on_request(conn, &head, mirror, tracer, out),
+            Event::Progress(done) => {
+                // Before its socket is known nobody can say whose it is; without its request it has no identity yet.
+                let known = !matches!(conn.layer, Layer::Stream { socket: None, .. });
+                if let Some(open) = conn.open.iter().find(|open| known && open.key == done.exchange) {
+                    let context = open.context;
+                    out.push(Output::Progress(Box::new(exchange(conn, *done, context))));
+                }
+            }
             Event::Done(done) => {
-                let exchange = Box::new(on_done(conn, *done, tracer, counts));
+                let context = closed(conn, &done, tracer, counts);
+                let exchange = Box::new(exchange(conn, *done, context));
                 if let Some(exchange) = conn.hold(exchange) {
                     out.push(Output::Exchange(exchange));
                 }
@@ -602,7 +620,8 @@ fn on_request(
     }
 }
 
-fn on_done(conn: &mut Conn, done: Done, tracer: &mut Tracer, counts: &mut Counts) -> Exchange {
+/// Count an exchange that is over, and end its part in the trace.
+fn closed(conn: &mut Conn, done: &Done, tracer: &mut Tracer, counts: &mut Counts) -> TraceContext {
     let open = conn.open.iter().position(|open| open.key == done.exchange).map(|at| conn.open.remove(at));
     let (context, link) = if let Some(open) = &open {
         end_open(tracer, open);
@@ -622,6 +641,10 @@ fn on_done(conn: &mut Conn, done: Done, tracer: &mut Tracer, counts: &mut Counts
     if let Some(reason) = done.incomplete {
         counts.note(reason);
     }
+    context
+}
+
+fn exchange(conn: &Conn, done: Done, trace: TraceContext) -> Exchange {
     Exchange {
         connection: Arc::clone(&conn.info),
         role: role_of(done.request_direction),
@@ -633,7 +656,7 @@ fn on_done(conn: &mut Conn, done: Done, tracer: &mut Tracer, counts: &mut Counts
         incomplete: done.incomplete,
         pid: done.operation.pid,
         tid: done.operation.tid,
-        trace: context,
+        trace,
     }
 }
 

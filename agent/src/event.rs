@@ -92,6 +92,8 @@ pub struct Data<'a> {
     pub opaque: bool,
     /// There was one, and it could not be read.
     pub unreadable: bool,
+    /// The first byte begins an HTTP/2 frame, or the preface.
+    pub frame: bool,
 }
 
 /// One or both directions ended.
@@ -262,6 +264,7 @@ fn decode_data(fields: Fields<'_>) -> Result<Data<'_>, DecodeError> {
         tail,
         opaque: flags & raw::data_flags::OPAQUE != 0,
         unreadable: flags & raw::data_flags::UNREADABLE != 0,
+        frame: flags & raw::data_flags::FRAME != 0,
     })
 }
 

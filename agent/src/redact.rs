@@ -327,8 +327,9 @@ impl Redactor {
         let mut strings = self.strings.lock().unwrap_or_else(PoisonError::into_inner);
 
         let target = request.map(|request| Target::parse(&request.target, &request.method)).unwrap_or_default();
-        let (method, method_original) = request.map_or((None, None), |request| self.method(&request.method));
-        let status = response.map(|response| response.status);
+        let sent = request.map(|request| &*request.method).filter(|method| !method.is_empty());
+        let (method, method_original) = sent.map_or((None, None), |method| self.method(method));
+        let status = response.map(|response| response.status).filter(|status| *status != 0);
 
         let peer_address = address(&mut strings, &connection.remote);
         let peer_port = connection.remote.port();
@@ -391,8 +392,25 @@ impl Redactor {
             workload: Arc::clone(workload),
             backend: connection.backend,
             incomplete: exchange.incomplete,
+            in_progress: false,
             headers: self.headers(exchange),
             auth_scheme: request.and_then(|request| self.auth_scheme(exchange, request, target.query)),
+        }
+    }
+
+    /// The report of an exchange that goes on: what was seen of its bodies stands for their sizes.
+    pub fn progress(
+        &self,
+        exchange: &Exchange,
+        workload: &Arc<Workload>,
+        route: Option<Arc<str>>,
+        wall_start_unix_ns: u64,
+    ) -> CallReport {
+        CallReport {
+            in_progress: true,
+            request_body_size: exchange.request.as_ref().map(|request| request.body.seen),
+            response_body_size: exchange.response.as_ref().map(|response| response.body.seen),
+            ..self.report(exchange, workload, route, wall_start_unix_ns)
         }
     }
 
@@ -528,7 +546,11 @@ impl<'a> Target<'a> {
             let mut parts = before.splitn(2, |byte| *byte == b'?');
             Self { authority, path: parts.next(), query: parts.next() }
         };
-        if method == b"CONNECT" {
+        if target.is_empty() {
+            return Self::default();
+        }
+        // An extended CONNECT has a path (RFC 8441 section 4).
+        if method == b"CONNECT" && target.first() != Some(&b'/') {
             return Self { authority: Some(target), path: None, query: None };
         }
         if target.first() == Some(&b'/') || target == b"*" {
@@ -966,12 +988,14 @@ mod tests {
                 target: Bytes::copy_from_slice(target),
                 version,
                 headers: headers(fields),
+                trailers: Headers::default(),
                 body: Body { size: Some(3), ..Body::default() },
             }),
             response: status.map(|status| Response {
                 status,
                 version,
                 headers: headers(&[("Set-Cookie", "session=abc"), ("X-Kind", "plain")]),
+                trailers: Headers::default(),
                 body: Body { size: Some(5), ..Body::default() },
                 interim: 0,
                 first_byte: Timestamp(1_500),

@@ -194,6 +194,9 @@ struct StoreAnswer {
     evicted: u64,
     endpoints: usize,
     endpoint_overflow: u64,
+    /// Calls that go on and are shown, and reports of such that had no room.
+    open: usize,
+    open_overflow: u64,
     subscribers: usize,
     subscriber_dropped: u64,
 }
@@ -284,6 +287,7 @@ pub(super) fn router(context: Context) -> Router {
         .route("/api/v1/session", post(session))
         .route("/api/v1/status", get(status))
         .route("/api/v1/calls", get(calls))
+        .route("/api/v1/calls/open", get(open))
         .route("/api/v1/calls/stream", get(stream))
         .route("/api/v1/endpoints", get(endpoints))
         .route("/api/v1/traces/{trace_id}", get(trace))
@@ -331,22 +335,31 @@ async fn status(State(context): State<Context>) -> Response {
 async fn calls(State(context): State<Context>, query: Query<CallsQuery>) -> Result<Response, Refusal> {
     let (filter, since, limit) = query.0.validate()?;
     let page = context.admin.store.query(&filter, since, limit.clamp(1, MAX_LIMIT));
-    let mut json = context.calls_array(&page.calls);
+    let mut json = context.calls_array(&kept(page.calls));
     json.insert_str(0, "{\"calls\":");
     // Writing to a string does not fail.
     write!(json, ",\"next\":{},\"missed\":{},\"reset\":{}}}", page.next, page.missed, page.reset).unwrap_or_default();
     Ok(([(CONTENT_TYPE, "application/json")], json).into_response())
 }
 
+/// Calls that go on, with what they came to so far. They are in no other answer but that of their trace.
+async fn open(State(context): State<Context>, query: Query<CallsQuery>) -> Result<Response, Refusal> {
+    let (filter, _, limit) = query.0.validate()?;
+    let calls = context.admin.store.open(&filter, limit.clamp(1, MAX_LIMIT));
+    let json = format!("{{\"calls\":{}}}", context.calls_array(&calls));
+    Ok(([(CONTENT_TYPE, "application/json")], json).into_response())
+}
+
 async fn trace(State(context): State<Context>, Path(trace_id): Path<String>) -> Result<Response, Refusal> {
     let id = parse_trace_id(&trace_id)?;
     let filter = Filter { trace_id: Some(id), ..Filter::default() };
-    let page = context.admin.store.query(&filter, None, MAX_LIMIT);
-    if page.calls.is_empty() {
+    let mut calls = kept(context.admin.store.query(&filter, None, MAX_LIMIT).calls);
+    calls.extend(context.admin.store.open(&filter, MAX_LIMIT));
+    if calls.is_empty() {
         let text = "no call of this trace is among the recent ones";
         return Err(Refusal(StatusCode::NOT_FOUND, text.into()));
     }
-    let calls = context.calls_array(&page.calls);
+    let calls = context.calls_array(&calls);
     let json = format!("{{\"trace_id\":\"{}\",\"calls\":{calls}}}", hex(&id.0));
     Ok(([(CONTENT_TYPE, "application/json")], json).into_response())
 }
@@ -480,13 +493,13 @@ impl Rate {
 }
 
 impl Context {
-    fn calls_array(&self, calls: &[Kept]) -> String {
+    fn calls_array(&self, calls: &[Arc<CallReport>]) -> String {
         let mut json = String::from("[");
-        for (index, kept) in calls.iter().enumerate() {
+        for (index, call) in calls.iter().enumerate() {
             if index > 0 {
                 json.push(',');
             }
-            json.push_str((self.admin.call_json)(&kept.report).trim_end());
+            json.push_str((self.admin.call_json)(call).trim_end());
         }
         json.push(']');
         json
@@ -539,10 +552,16 @@ impl From<StoreCounters> for StoreAnswer {
             evicted: counters.evicted,
             endpoints: counters.endpoints,
             endpoint_overflow: counters.endpoint_overflow,
+            open: counters.open,
+            open_overflow: counters.open_overflow,
             subscribers: counters.subscribers,
             subscriber_dropped: counters.subscriber_dropped,
         }
     }
+}
+
+fn kept(calls: Vec<Kept>) -> Vec<Arc<CallReport>> {
+    calls.into_iter().map(|kept| kept.report).collect()
 }
 
 fn write_lost(text: &mut String, dropped: u64) {

@@ -3,12 +3,15 @@
 //! One thread appends, any number read. An append never waits for a subscriber, and nothing here grows without a
 //! bound: what does not fit is dropped and counted.
 
+mod open;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 
+use self::open::Open;
 use crate::model::{CallReport, Handshake, Role, TraceId};
 
 /// Calls looked at per hold of the lock, so that a slow query never makes the writer wait for the whole ring.
@@ -29,6 +32,8 @@ pub struct Bounds {
     pub bytes: usize,
     /// Endpoints with figures; calls of further ones are only counted.
     pub endpoints: usize,
+    /// Calls shown before their end; further ones are shown when they are over.
+    pub open: usize,
     /// Live streams at a time.
     pub subscribers: usize,
     /// Calls waiting for one subscriber; further ones are dropped for it.
@@ -40,6 +45,9 @@ pub struct Bounds {
 pub struct Store {
     ring: Mutex<Ring>,
     endpoints: Mutex<Endpoints>,
+    open: Mutex<Open>,
+    /// Calls in `open`, so that an append takes no lock while there are none.
+    open_count: AtomicUsize,
     subscribers: Mutex<Vec<Slot>>,
     /// Length of `subscribers`, so that an append without any takes no lock.
     subscriber_count: AtomicUsize,
@@ -124,6 +132,10 @@ pub struct StoreCounters {
     pub endpoints: usize,
     /// Calls whose endpoint did not fit the table.
     pub endpoint_overflow: u64,
+    /// Calls that go on and are shown.
+    pub open: usize,
+    /// Reports of calls that go on that had no room.
+    pub open_overflow: u64,
     pub subscribers: usize,
     /// Calls not delivered to a live stream that was too slow.
     pub subscriber_dropped: u64,
@@ -177,7 +189,14 @@ struct Slot {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { calls: 10_000, bytes: 32 * 1024 * 1024, endpoints: 2_000, subscribers: 16, subscriber_queue: 1_024 }
+        Self {
+            calls: 10_000,
+            bytes: 32 * 1024 * 1024,
+            endpoints: 2_000,
+            open: 1_000,
+            subscribers: 16,
+            subscriber_queue: 1_024,
+        }
     }
 }
 
@@ -186,6 +205,8 @@ impl Store {
         Arc::new(Self {
             ring: Mutex::new(Ring { calls: VecDeque::new(), last: 0, bytes: 0, bytes_limit: bounds.bytes }),
             endpoints: Mutex::default(),
+            open: Mutex::default(),
+            open_count: AtomicUsize::new(0),
             subscribers: Mutex::default(),
             subscriber_count: AtomicUsize::new(0),
             subscriber_dropped: AtomicU64::new(0),
@@ -196,6 +217,11 @@ impl Store {
 
     /// Keep a call. For one writer: cursors follow the order of these calls.
     pub fn append(&self, report: &Arc<CallReport>) {
+        if self.open_count.load(Relaxed) > 0 {
+            let mut open = lock(&self.open);
+            open.end(report.trace.span_id);
+            self.open_count.store(open.len(), Relaxed);
+        }
         lock(&self.endpoints).add(report, self.bounds.endpoints);
         let cursor = lock(&self.ring).push(Arc::clone(report), self.bounds.calls);
         if self.subscriber_count.load(Relaxed) == 0 {
@@ -207,6 +233,32 @@ impl Store {
                 self.subscriber_dropped.fetch_add(1, Relaxed);
             }
         }
+    }
+
+    /// Show a call that goes on, until its end is appended. No figure and no live stream counts it.
+    pub fn show(&self, report: &Arc<CallReport>) {
+        let mut open = lock(&self.open);
+        open.show(report, self.bounds.open);
+        self.open_count.store(open.len(), Relaxed);
+    }
+
+    /// Forget the calls that go on and were last heard of before `unix_ns`: their end was lost.
+    pub fn expire_open(&self, unix_ns: u64) {
+        if self.open_count.load(Relaxed) > 0 {
+            let mut open = lock(&self.open);
+            open.expire(unix_ns);
+            self.open_count.store(open.len(), Relaxed);
+        }
+    }
+
+    /// The newest `limit` calls that go on and pass `filter`, oldest first.
+    pub fn open(&self, filter: &Filter, limit: usize) -> Vec<Arc<CallReport>> {
+        if self.open_count.load(Relaxed) == 0 {
+            return Vec::new();
+        }
+        let mut all = lock(&self.open).all();
+        all.retain(|report| filter.matches(report));
+        all.split_off(all.len().saturating_sub(limit))
     }
 
     /// At most `limit` calls that pass `filter`: those after the cursor `since`, else the newest.
@@ -263,20 +315,25 @@ impl Store {
             counters.kept_bytes = ring.bytes;
             counters.evicted = ring.last.saturating_sub(ring.calls.len() as u64);
         }
+        {
+            let open = lock(&self.open);
+            counters.open = open.len();
+            counters.open_overflow = open.overflow();
+        }
         let endpoints = lock(&self.endpoints);
         counters.endpoints = endpoints.table.len();
         counters.endpoint_overflow = endpoints.overflow;
         counters
     }
 
-    /// Bytes held, for the memory ceiling: calls and endpoint figures.
+    /// Bytes held, for the memory ceiling: calls, those that go on, and endpoint figures.
     pub fn memory(&self) -> usize {
         let endpoints: usize = lock(&self.endpoints)
             .table
             .values()
             .map(|figures| figures.latency.buckets.capacity() * size_of::<u32>() + size_of::<(EndpointKey, Figures)>())
             .sum();
-        lock(&self.ring).bytes + endpoints
+        lock(&self.ring).bytes + lock(&self.open).bytes() + endpoints
     }
 
     fn after(&self, filter: &Filter, since: u64, first: u64, last: u64, limit: usize) -> Page {

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use super::api::{self, Loss, Probe};
 use super::store::{Bounds, EndpointKey, Filter, StatusFilter, Store};
 use super::*;
-use crate::model::{Backend, CallReport, Role, SpanId, TraceContext, TraceId, Transport, Version, Workload};
+use crate::model::{CallReport, Role, SpanId, TraceContext, TraceId, Workload, fixture};
 
 const TRACE: &str = "0000000000000000000000000000002a";
 /// No test waits longer for what has to come.
@@ -26,8 +26,6 @@ fn call() -> CallReport {
     CallReport {
         start_unix_ns: 1_700_000_000_000_000_000,
         duration_ns: 1_000_000,
-        time_to_first_byte_ns: None,
-        role: Role::Server,
         trace: TraceContext {
             trace_id: TraceId(42_u128.to_be_bytes()),
             span_id: SpanId([1; 8]),
@@ -35,33 +33,12 @@ fn call() -> CallReport {
             parent_remote: false,
             sampled: None,
         },
-        method: Some("GET".into()),
-        method_original: None,
-        scheme: "http",
         path: Some("/items/1".into()),
-        query: None,
         route: Some("/items/{id}".into()),
-        status: Some(200),
-        request_body_size: None,
-        response_body_size: None,
-        server_address: None,
-        server_port: None,
-        client_address: None,
-        client_port: None,
-        peer_address: None,
-        peer_port: None,
-        version: Version::Http11,
-        transport: Transport::Tcp,
-        tls: None,
-        user_agent: None,
-        error_type: None,
         pid: 7,
         tid: 7,
         workload: Arc::new(Workload { service_name: Some("shop".into()), ..Workload::default() }),
-        backend: Backend::SockTracepoint,
-        incomplete: None,
-        headers: Vec::new(),
-        auth_scheme: None,
+        ..fixture::minimal(Role::Server)
     }
 }
 
@@ -349,6 +326,37 @@ fn endpoints_beyond_the_bound_are_only_counted() {
     let (endpoints, overflow) = store.endpoints();
     assert_eq!((endpoints.len(), overflow), (2, 2));
     assert_eq!(endpoints.iter().map(|endpoint| endpoint.calls).sum::<u64>(), 3);
+}
+
+/// A call that goes on.
+fn going_on(span: u8, path: &str, duration_ns: u64) -> Arc<CallReport> {
+    let trace = TraceContext { span_id: SpanId([span; 8]), ..call().trace };
+    Arc::new(CallReport { trace, path: Some(path.into()), duration_ns, in_progress: true, ..call() })
+}
+
+#[test]
+fn a_call_that_goes_on_is_shown_until_its_end_and_counted_nowhere() {
+    let store = Store::new(Bounds { open: 2, ..Bounds::default() });
+    let shown = |filter: &Filter| -> Vec<_> {
+        store.open(filter, 10).iter().map(|call| (call.path.clone().unwrap(), call.duration_ns)).collect()
+    };
+    let all = Filter::default();
+    store.show(&going_on(1, "/a", 2));
+    store.show(&going_on(2, "/b", 2));
+    store.show(&going_on(1, "/a", 4));
+    store.show(&going_on(3, "/c", 2));
+    assert_eq!(shown(&all), [("/a".into(), 4), ("/b".into(), 2)]);
+    assert_eq!(shown(&Filter { path_prefix: Some("/b".into()), ..all.clone() }), [("/b".into(), 2)]);
+    let counters = store.counters();
+    assert_eq!((counters.open, counters.open_overflow, counters.appended, counters.endpoints), (2, 1, 0, 0));
+    let trace = TraceContext { span_id: SpanId([1; 8]), ..call().trace };
+    store.append(&Arc::new(CallReport { trace, ..call() }));
+    assert_eq!(shown(&all), [("/b".into(), 2)]);
+    assert_eq!((store.counters().open, store.counters().appended), (1, 1));
+    store.expire_open(call().start_unix_ns + 2);
+    assert_eq!(store.counters().open, 1);
+    store.expire_open(call().start_unix_ns + 3);
+    assert!(shown(&all).is_empty() && store.counters().open == 0);
 }
 
 #[tokio::test]

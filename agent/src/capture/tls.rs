@@ -5,14 +5,14 @@ use std::sync::Arc;
 use hashlink::LruCache;
 use rustc_hash::FxBuildHasher;
 
-use super::{Capture, Counts, Output, end_open, feed};
+use super::{Capture, Counts, Output, end_open, feed, wire};
 use crate::conn::{Conn, Kept, Layer};
 use crate::event::{Association, Close, Data, FirstBytes, Open};
 use crate::handshake::Reader;
 use crate::model::{
     Backend, ConnId, Connection, Handshake, Incomplete, ProcessRef, SocketAddress, Timestamp, Transport,
 };
-use crate::protocol::{self, Wire};
+use crate::protocol;
 
 /// An exchange waits this long for its socket to be known.
 const HOLD_NS: u64 = 2_000_000_000;
@@ -119,7 +119,7 @@ impl Capture {
 
     /// A TLS library yields plaintext, or its socket became known.
     pub(super) fn on_stream(&mut self, open: &Open, comm: &Arc<str>, out: &mut Vec<Output>) {
-        let is_http1 = matches!(open.protocol, FirstBytes::Http1 | FirstBytes::Unknown);
+        let is_http = matches!(open.protocol, FirstBytes::Http1 | FirstBytes::Http2 | FirstBytes::Unknown);
         let bound = open.socket.filter(|_| open.association != Association::None);
         if let Some(supposed) = open.socket.filter(|_| bound.is_none()) {
             self.suppose(open.conn, supposed);
@@ -145,7 +145,7 @@ impl Capture {
             && let Some(below) = self.table.touch(socket)
             && let Layer::Socket { stream, supposed, read, .. } = &mut below.layer
         {
-            if is_http1 {
+            if is_http {
                 *stream = Some(open.conn);
                 before = supposed.take().filter(|id| *id != open.conn);
             }
@@ -154,15 +154,12 @@ impl Capture {
                 self.uses.read(process, open.backend);
             }
         }
-        if open.protocol == FirstBytes::Http2 {
-            self.counts.blind_http2 += 1;
-        }
-        if !is_http1 {
+        if !is_http {
             return;
         }
         self.announce(open.process, comm, open.cgroup, None, out);
         if self.table.describe(open.conn, &info).is_none() {
-            let parser = protocol::start(Wire::Http1, open.joined, self.settings.limits);
+            let parser = protocol::start(wire(open.protocol), open.joined, self.settings.limits);
             // A socket whose description was lost is as good as none: its peer is not known.
             let layer = Layer::stream(bound.filter(|_| known), open.time);
             self.insert(info, Some(parser), layer, false, out);
@@ -312,6 +309,7 @@ impl Kept {
             tail: &self.tail,
             opaque: false,
             unreadable: false,
+            frame: self.frame,
         }
     }
 }
@@ -335,6 +333,7 @@ pub(super) fn keep(conn: &mut Conn, data: &Data<'_>) {
         len: data.len,
         head: data.head.into(),
         tail: data.tail.into(),
+        frame: data.frame,
     });
 }
 

@@ -29,6 +29,7 @@ pub struct Kept {
     pub len: u32,
     pub head: Box<[u8]>,
     pub tail: Box<[u8]>,
+    pub frame: bool,
 }
 
 /// One connection that is followed.

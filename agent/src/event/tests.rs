@@ -36,8 +36,9 @@ pub(crate) fn encode(event: &KernelEvent<'_>) -> Vec<u8> {
     match event {
         KernelEvent::Data(data) => {
             let mut bytes = header(raw::kind::DATA, data.backend, data.conn, data.time, data.pid, data.tid);
-            bytes[FLAGS] =
-                flag(data.opaque, raw::data_flags::OPAQUE) | flag(data.unreadable, raw::data_flags::UNREADABLE);
+            bytes[FLAGS] = flag(data.opaque, raw::data_flags::OPAQUE)
+                | flag(data.unreadable, raw::data_flags::UNREADABLE)
+                | flag(data.frame, raw::data_flags::FRAME);
             bytes[offset_of!(raw::Header, direction)] = match data.direction {
                 Direction::Receive => raw::direction::RECEIVE,
                 Direction::Send => raw::direction::SEND,
@@ -165,6 +166,7 @@ fn data() -> Data<'static> {
         tail: b"end",
         opaque: false,
         unreadable: true,
+        frame: true,
     }
 }
 
@@ -329,6 +331,7 @@ proptest! {
         };
         let data = Data {
             conn, time, pid, tid, seq, position, head: &head, tail: &tail, opaque: flags.0, unreadable: flags.1,
+            frame: flags.2,
             len: head.len() as u32 + tail.len() as u32 + skipped,
             direction: if flags.2 { Direction::Send } else { Direction::Receive },
             backend: if flags.2 { Backend::SockTracepoint } else { Backend::SysExit },

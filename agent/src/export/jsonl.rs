@@ -166,6 +166,9 @@ impl Serialize for Line<'_> {
         number("process.pid", Some(u64::from(report.pid)))?;
         number("thread.id", Some(u64::from(report.tid)))?;
         number("weir.time_to_first_byte_ns", report.time_to_first_byte_ns)?;
+        if report.in_progress {
+            map.serialize_entry("weir.in_progress", &true)?;
+        }
         if workload.self_instrumented {
             map.serialize_entry("weir.instrumented", &true)?;
         }

@@ -36,6 +36,8 @@ pub enum Incomplete {
     RecordsLost,
     /// No response was seen before the time limit or before eviction.
     Abandoned,
+    /// Header fields named entries of a compression table (RFC 7541) that were made before the agent saw the connection.
+    HeaderTableUnknown,
     /// Plaintext of a TLS library whose connection could not be told: who the peer is, is not known.
     PeerUnknown,
 }
@@ -51,6 +53,8 @@ pub enum Outcome {
     ConnectionReset,
     /// No response within the time limit.
     Timeout,
+    /// The stream was reset with this error code (RFC 9113 section 7), or refused by GOAWAY.
+    StreamReset(u32),
     /// The protocol was left (101, successful CONNECT); the exchange ends with the response's head.
     Upgraded,
 }
@@ -74,7 +78,7 @@ pub struct Exchange {
 }
 
 impl Incomplete {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::RequestHeadGap,
         Self::ResponseHeadGap,
         Self::JoinedMidExchange,
@@ -83,6 +87,7 @@ impl Incomplete {
         Self::Malformed,
         Self::RecordsLost,
         Self::Abandoned,
+        Self::HeaderTableUnknown,
         Self::PeerUnknown,
     ];
 
@@ -96,6 +101,7 @@ impl Incomplete {
             Self::Malformed => "malformed",
             Self::RecordsLost => "records_lost",
             Self::Abandoned => "abandoned",
+            Self::HeaderTableUnknown => "header_table_unknown",
             Self::PeerUnknown => "peer_unknown",
         }
     }
@@ -109,6 +115,28 @@ impl Outcome {
             Self::ConnectionClosed => Some("connection_closed"),
             Self::ConnectionReset => Some("connection_reset"),
             Self::Timeout => Some("timeout"),
+            Self::StreamReset(code) => Some(stream_error(code)),
         }
+    }
+}
+
+/// Error codes of HTTP/2 (RFC 9113 section 7), as `error.type`.
+const fn stream_error(code: u32) -> &'static str {
+    match code {
+        0x0 => "no_error",
+        0x1 => "protocol_error",
+        0x2 => "internal_error",
+        0x3 => "flow_control_error",
+        0x4 => "settings_timeout",
+        0x5 => "stream_closed",
+        0x6 => "frame_size_error",
+        0x7 => "refused_stream",
+        0x8 => "cancel",
+        0x9 => "compression_error",
+        0xa => "connect_error",
+        0xb => "enhance_your_calm",
+        0xc => "inadequate_security",
+        0xd => "http_1_1_required",
+        _ => "stream_reset",
     }
 }

@@ -84,6 +84,7 @@ pub(crate) fn maximal(role: Role) -> CallReport {
         }),
         backend: Backend::SockTracepoint,
         incomplete: Some(Incomplete::RecordsLost),
+        in_progress: false,
         headers: vec![
             (Arc::from("http.request.header.x-id"), Arc::from("7")),
             (Arc::from("http.request.header.x-id"), Arc::from("8")),

@@ -67,21 +67,26 @@ pub enum MessageKind {
 /// A request as it was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The method token as sent, of any case and kind.
+    /// The method token as sent, of any case and kind; empty: not known.
     pub method: Bytes,
-    /// The request-target as sent (RFC 9112 section 3.2), query included.
+    /// The request-target as sent (RFC 9112 section 3.2; `:path` of HTTP/2), query included; empty: not known.
     pub target: Bytes,
     pub version: Version,
     pub headers: Headers,
+    /// Fields behind the content (RFC 9110 section 6.5), where the protocol keeps them.
+    pub trailers: Headers,
     pub body: Body,
 }
 
 /// The final response (1xx are not final, RFC 9110 section 15.2; 101 is, for HTTP/1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
+    /// 0: not known.
     pub status: u16,
     pub version: Version,
     pub headers: Headers,
+    /// As in [`Request::trailers`]; those that gRPC-Web sends within its content, too.
+    pub trailers: Headers,
     pub body: Body,
     /// Interim responses (1xx) that came before.
     pub interim: u16,
@@ -121,6 +126,11 @@ impl Headers {
 
     pub fn is_empty(&self) -> bool {
         self.fields.is_empty()
+    }
+
+    /// Bytes held, about.
+    pub fn memory(&self) -> usize {
+        self.raw.len() + self.fields.len() * size_of::<Field>()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {

@@ -49,6 +49,9 @@ pub struct CallReport {
     pub workload: Arc<Workload>,
     pub backend: Backend,
     pub incomplete: Option<Incomplete>,
+    /// The call goes on: sizes, counts and duration are those so far. Such a report is for looking at; it is never
+    /// exported nor counted.
+    pub in_progress: bool,
     /// Allow-listed headers, masked: `("http.request.header.x-id", value)`.
     pub headers: Vec<(Arc<str>, Arc<str>)>,
     /// `weir.auth.scheme`: how the caller identified itself, by the header's shape alone.

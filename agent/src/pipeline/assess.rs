@@ -15,6 +15,7 @@ use crate::enrich::Enricher;
 use crate::export::ExportHandle;
 use crate::metrics::Registry;
 use crate::model::{CallReport, Exchange, SocketAddress, Timestamp};
+use crate::protocol::progress::Due;
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -87,6 +88,9 @@ impl Worker {
             self.assessor.set_rules(rules);
         }
         self.assessor.on_tick(now);
+        if let Some(store) = &self.sinks.store {
+            store.expire_open(now.0.wrapping_add(self.wall_offset_ns).saturating_sub(Due::SILENCE_NS));
+        }
         self.publish();
     }
 
@@ -103,7 +107,10 @@ impl Worker {
             Output::SelfInstrumented(process) => {
                 self.assessor.on_self_instrumented(process, clock::now());
             }
-            Output::Exchange(exchange) => self.on_exchange(&exchange),
+            Output::Exchange(exchange) => self.on_exchange(&exchange, true),
+            // Nothing but the store shows calls that go on.
+            Output::Progress(exchange) if self.sinks.store.is_some() => self.on_exchange(&exchange, false),
+            Output::Progress(_) => {}
         }
     }
 
@@ -116,7 +123,8 @@ impl Worker {
         }
     }
 
-    fn on_exchange(&mut self, exchange: &Exchange) {
+    /// `over`: the exchange is; otherwise it goes on.
+    fn on_exchange(&mut self, exchange: &Exchange, over: bool) {
         if let Some(own) = &self.own_socket {
             let is_own = |end: &SocketAddress| matches!(end, SocketAddress::Unix(path) if path == own);
             if is_own(&exchange.connection.local) || is_own(&exchange.connection.remote) {
@@ -133,8 +141,14 @@ impl Worker {
         }
         let offset = self.wall_offset_ns;
         let (assessor, sinks, shared) = (&mut self.assessor, &self.sinks, &self.shared);
+        let wall = |time: Timestamp| time.0.wrapping_add(offset);
         let done = catch_unwind(AssertUnwindSafe(|| {
-            if let Some(report) = assessor.on_exchange(exchange, |time| time.0.wrapping_add(offset)) {
+            if !over {
+                let report = assessor.on_progress(exchange, wall);
+                if let Some((report, store)) = report.zip(sinks.store.as_deref()) {
+                    store.show(&Arc::new(report));
+                }
+            } else if let Some(report) = assessor.on_exchange(exchange, wall) {
                 sinks.take(report);
             } else if assessor.excludes_process(process, exchange.timing.end) {
                 shared.mute(process);

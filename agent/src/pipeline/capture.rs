@@ -113,9 +113,17 @@ impl Worker {
         match self.queue.try_send(batch) {
             Ok(()) => _ = self.shared.queued_batches.fetch_add(1, Ordering::Relaxed),
             Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => {
-                let exchanges = batch.iter().filter(|output| matches!(output, Output::Exchange(_))).count();
-                self.shared.assess_queue_full.fetch_add(exchanges as u64, Ordering::Relaxed);
-                self.shared.assess_facts_dropped.fetch_add((batch.len() - exchanges) as u64, Ordering::Relaxed);
+                let (mut exchanges, mut facts) = (0, 0);
+                for output in &batch {
+                    match output {
+                        Output::Exchange(_) => exchanges += 1,
+                        Output::Process(_) | Output::SelfInstrumented(_) => facts += 1,
+                        // Told again, or over.
+                        Output::Progress(_) => {}
+                    }
+                }
+                self.shared.assess_queue_full.fetch_add(exchanges, Ordering::Relaxed);
+                self.shared.assess_facts_dropped.fetch_add(facts, Ordering::Relaxed);
                 // Facts are told once; forget that, so that they are told again.
                 self.capture.announce_again();
             }

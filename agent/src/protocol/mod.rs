@@ -5,6 +5,10 @@
 
 pub mod content;
 pub mod http1;
+pub mod http2;
+pub mod progress;
+
+use std::fmt;
 
 use crate::model::{Direction, Incomplete, Outcome, Request, Response, Timestamp, Timing, Version};
 
@@ -36,11 +40,25 @@ pub enum End {
 }
 
 /// What a protocol tells about one exchange, in this order: `RequestHead` (as soon as the head is whole, so that
-/// causality can be decided in time), then `Done`. An exchange whose request was never seen has only `Done`.
+/// causality can be decided in time), any number of `Progress`, then `Done`. An exchange whose request was never seen
+/// has only the last two.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     RequestHead(RequestHead),
+    /// An exchange that has been open for long ([`progress::Due`]), as it stands: bodies have no size yet, and its end
+    /// is the time of this.
+    Progress(Box<Done>),
     Done(Box<Done>),
+}
+
+impl Event {
+    /// The exchange whose request's head this is.
+    pub const fn request(&self) -> Option<u64> {
+        match self {
+            Self::RequestHead(head) => Some(head.exchange),
+            Self::Progress(_) | Self::Done(_) => None,
+        }
+    }
 }
 
 /// A request's head is complete.
@@ -61,7 +79,7 @@ pub struct RequestHead {
 }
 
 /// An exchange is over, or was given up.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
     pub exchange: u64,
     /// The direction requests travel in.
@@ -83,8 +101,10 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Most header fields kept (Apache's limit is 100, nginx has none).
     pub headers: usize,
-    /// Requests waiting for their response on one connection.
+    /// Requests waiting for their response on one HTTP/1 connection.
     pub pipeline: usize,
+    /// Streams of one HTTP/2 connection that are open at once. Servers allow 100 to 250 by default.
+    pub streams: usize,
     /// Longest chunk-size line, extensions included.
     pub chunk_line: usize,
     /// Longest trailer section.
@@ -101,6 +121,7 @@ impl Default for Limits {
             head_bytes: 64 * 1024,
             headers: 128,
             pipeline: 256,
+            streams: 2048,
             chunk_line: 4 * 1024,
             trailer_bytes: 16 * 1024,
             body_prefix: 0,
@@ -113,6 +134,7 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {
     Http1,
+    Http2,
 }
 
 /// The registry: what reads a connection. `joined`: bytes had moved before, so that a response may answer a request that
@@ -121,11 +143,13 @@ pub fn start(wire: Wire, joined: bool, limits: Limits) -> Box<dyn Protocol> {
     match (wire, joined) {
         (Wire::Http1, false) => Box::new(http1::Connection::new(limits)),
         (Wire::Http1, true) => Box::new(http1::Connection::joined(limits)),
+        (Wire::Http2, false) => Box::new(http2::Connection::new(limits)),
+        (Wire::Http2, true) => Box::new(http2::Connection::joined(limits)),
     }
 }
 
 /// One connection's worth of a protocol. Never panics, whatever the bytes; memory is bounded by [`Limits`].
-pub trait Protocol: Send {
+pub trait Protocol: Send + fmt::Debug {
     /// The next segment of `direction`, at `position` in that direction's stream.
     fn on_segment(
         &mut self,
@@ -135,6 +159,9 @@ pub trait Protocol: Send {
         operation: Operation,
         out: &mut Vec<Event>,
     );
+
+    /// The next segment of `direction` begins where the protocol's frames do; whoever copied it walked there.
+    fn on_boundary(&mut self, _direction: Direction) {}
 
     /// Kernel records of this connection were lost: what is in the middle cannot be trusted; resynchronise.
     fn on_loss(&mut self, time: Timestamp, out: &mut Vec<Event>);

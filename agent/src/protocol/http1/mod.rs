@@ -10,6 +10,7 @@
 
 mod body;
 mod head;
+mod upgrade;
 
 #[cfg(test)]
 mod llhttp;
@@ -53,6 +54,8 @@ pub struct Connection {
     next: u64,
     /// The protocol was left: what follows is not HTTP/1.
     tunnel: bool,
+    /// What is spoken from then on, if that can be read.
+    after: Option<Box<dyn Protocol>>,
     /// A request began while another awaited its response.
     pipelined: bool,
     /// Exchanges in turn since then.
@@ -150,6 +153,9 @@ impl Protocol for Connection {
         operation: Operation,
         out: &mut Vec<Event>,
     ) {
+        if let Some(after) = &mut self.after {
+            return after.on_segment(direction, position, segment, operation, out);
+        }
         if self.tunnel {
             return;
         }
@@ -161,7 +167,16 @@ impl Protocol for Connection {
         }
     }
 
+    fn on_boundary(&mut self, direction: Direction) {
+        if let Some(after) = &mut self.after {
+            after.on_boundary(direction);
+        }
+    }
+
     fn on_loss(&mut self, time: Timestamp, out: &mut Vec<Event>) {
+        if let Some(after) = &mut self.after {
+            return after.on_loss(time, out);
+        }
         self.last = self.last.max(time);
         if self.tunnel {
             return;
@@ -176,6 +191,9 @@ impl Protocol for Connection {
     }
 
     fn on_end(&mut self, end: End, time: Timestamp, out: &mut Vec<Event>) {
+        if let Some(after) = &mut self.after {
+            return after.on_end(end, time, out);
+        }
         match end {
             End::Direction(direction) if self.requests == Some(direction) => {
                 if !self.tunnel {
@@ -197,6 +215,9 @@ impl Protocol for Connection {
     }
 
     fn on_tick(&mut self, now: Timestamp, out: &mut Vec<Event>) {
+        if let Some(after) = &mut self.after {
+            return after.on_tick(now, out);
+        }
         let limit = self.limits.response_timeout_ns;
         // Whoever waits in line behind a response that moves is not late.
         let mut moving = Timestamp(0);
@@ -238,9 +259,13 @@ impl Protocol for Connection {
             + self.send.buffer.capacity()
             + self.known.capacity() * size_of::<Entry>()
             + entries
+            + self.after.as_ref().map_or(0, |after| after.memory())
     }
 
     fn is_idle(&self) -> bool {
+        if let Some(after) = &self.after {
+            return after.is_idle();
+        }
         let open = self.known.iter().any(|entry| entry.done.is_some());
         self.tunnel || !(open || !self.receive.buffer.is_empty() || !self.send.buffer.is_empty())
     }
@@ -258,6 +283,7 @@ impl Connection {
             unknown: None,
             next: 0,
             tunnel: false,
+            after: None,
             pipelined: false,
             turns: 0,
             probation: None,
@@ -314,6 +340,12 @@ impl Connection {
             };
             at_start = false;
             rest = rest.get(used..).unwrap_or_default();
+        }
+        if let Some(after) = &mut self.after
+            && !rest.is_empty()
+        {
+            let position = position.wrapping_add((bytes.len() - rest.len()) as u64);
+            after.on_segment(direction, position, Segment::Bytes(rest), operation, out);
         }
     }
 
@@ -473,6 +505,12 @@ impl Connection {
         if !at_start && matches!(stream.state, State::Seek) {
             self.pass(direction, Incomplete::ResponseHeadGap, begun.operation, out);
             return bytes.len();
+        }
+        if bytes.starts_with(upgrade::PREFACE) && self.known.is_empty() {
+            // Its first bytes came in pieces too small to tell.
+            self.tunnel = true;
+            self.after = Some(upgrade::prior_knowledge(self.limits, self.next));
+            return 0;
         }
         // RFC 9112 section 2.2: empty lines before a request-line are ignored.
         let skipped = bytes.iter().take_while(|&&byte| matches!(byte, b'\r' | b'\n')).count();
@@ -1056,6 +1094,7 @@ impl Connection {
         for (index, mut entry) in self.known.drain(..).enumerate() {
             if index == 0 {
                 entry.finish_body(false, true);
+                self.after = upgrade::after(&mut entry.done, self.limits, self.next, operation.time);
                 entry.report(Outcome::Upgraded, None, operation.time, out);
             } else {
                 entry.report(Outcome::Complete, Some(Incomplete::Abandoned), operation.time, out);

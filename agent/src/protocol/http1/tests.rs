@@ -82,7 +82,7 @@ impl Feed {
     fn done(&self) -> impl Iterator<Item = &Done> {
         self.events.iter().filter_map(|event| match event {
             Event::Done(done) => Some(&**done),
-            Event::RequestHead(_) => None,
+            Event::RequestHead(_) | Event::Progress(_) => None,
         })
     }
 
