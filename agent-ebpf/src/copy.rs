@@ -27,6 +27,16 @@ pub(crate) fn user<T: Copy + Default>(address: u64) -> Option<T> {
     (status == 0).then_some(value)
 }
 
+/// `len` bytes (`limit` at most) from user memory.
+///
+/// # Safety
+/// There is room for `limit` bytes at `target`: the verifier checks it.
+#[inline(always)]
+pub(crate) unsafe fn bytes(target: *mut u8, len: u32, limit: u32, address: u64) -> bool {
+    // SAFETY: as above.
+    unsafe { bpf_probe_read_user(target.cast(), clamp(len, limit), address as *const _) == 0 }
+}
+
 /// The first bytes (at most eight) of an operation that moved `moved` bytes, little-endian in a word, and their number.
 #[inline(always)]
 pub(crate) fn first_word(source: &Source, moved: u32) -> Option<(u64, u32)> {

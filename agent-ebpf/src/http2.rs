@@ -15,7 +15,7 @@ use agent_common::limits::{
     RECORD_PAYLOAD_MAX, RESYNC_OPERATIONS,
 };
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
+use aya_ebpf::helpers::generated::bpf_loop;
 
 use crate::arch::{Kind, Vector};
 use crate::copy::{self, clamp, user};
@@ -300,15 +300,14 @@ fn at_most(len: u32, limit: u32) -> u32 {
     if len > limit + CONTENT_SLACK { limit } else { len }
 }
 
-/// Read `n` bytes (nine at most) of a frame header behind those that are there.
+/// Read `n` bytes of a frame header behind those that are there.
 #[inline(always)]
 fn read_header(scratch: *mut Scratch, n: u64, address: u64) -> bool {
-    // SAFETY: a per-CPU map value; sixteen bytes behind at most eight are still the header's room.
+    // SAFETY: a per-CPU map value; nine bytes behind at most eight are still the header's room.
     unsafe {
         let walk = &mut (*scratch).walk;
         let have = clamp(walk.have as u32, HEADER - 1);
-        let target = (&raw mut walk.word).cast::<u8>().add(have as usize);
-        bpf_probe_read_user(target.cast(), clamp(n as u32, HEADER), address as *const _) == 0
+        copy::bytes((&raw mut walk.word).cast::<u8>().add(have as usize), n as u32, HEADER, address)
     }
 }
 
