@@ -71,6 +71,7 @@ fuzz_target!(|input: &[u8]| {
         for event in &events {
             match event {
                 Event::RequestHead(head) => assert!(open.insert(head.exchange)),
+                Event::Progress(exchange) => assert!(!done.contains(&exchange.exchange)),
                 Event::Done(exchange) => assert!(done.insert(exchange.exchange)),
             }
         }
