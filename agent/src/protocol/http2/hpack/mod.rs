@@ -66,6 +66,12 @@ impl Fields {
         self.raw.get(start as usize..end as usize)
     }
 
+    /// Whether one more field is kept, with that many bytes that are not here yet. Nothing is after one that is not.
+    fn has_room(&mut self, bytes: usize) -> bool {
+        self.truncated |= self.fields.len() >= MAX_FIELDS || self.raw.len() + bytes > MAX_BYTES;
+        !self.truncated
+    }
+
     fn append(&mut self, bytes: &[u8]) -> (u32, u32) {
         let start = self.raw.len();
         self.raw.extend_from_slice(bytes);
@@ -126,9 +132,12 @@ impl Decoder {
         let Some(&first) = rest.first() else { return Err(Error::Truncated) };
         if first & 0x80 != 0 {
             let (name, value) = self.table.get(integer(rest, 7)?).ok_or(Error::InvalidIndex)?;
-            let name = name.map(|name| fields.append(name));
-            let value = value.map(|value| fields.append(value));
-            fields.push(Field { name, value, sensitive: false }, 0);
+            // Before it is copied: one byte of a block stands for a whole entry.
+            if fields.has_room(name.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len)) {
+                let name = name.map(|name| fields.append(name));
+                let value = value.map(|value| fields.append(value));
+                fields.fields.push(Field { name, value, sensitive: false });
+            }
             return Ok(());
         }
         if first & 0xe0 == 0x20 {
@@ -145,25 +154,16 @@ impl Decoder {
             0 => Some(string(rest, &mut fields.raw)?),
             index => self.table.get(index).ok_or(Error::InvalidIndex)?.0.map(|name| fields.append(name)),
         };
-        let value = Some(string(rest, &mut fields.raw)?);
+        let value = string(rest, &mut fields.raw)?;
         if inserts {
-            self.table.insert(fields.text(name), fields.text(value));
+            self.table.insert(fields.text(name), fields.text(Some(value)).unwrap_or_default());
         }
-        fields.push(Field { name, value, sensitive: first & 0xf0 == 0x10 }, before);
+        if fields.has_room(0) {
+            fields.fields.push(Field { name, value: Some(value), sensitive: first & 0xf0 == 0x10 });
+        } else {
+            fields.raw.truncate(before);
+        }
         Ok(())
-    }
-}
-
-impl Fields {
-    /// Keep a field whose bytes begin at `start` or later, if there is room.
-    fn push(&mut self, field: Field, start: usize) {
-        if self.fields.len() < MAX_FIELDS && self.raw.len() <= MAX_BYTES {
-            self.fields.push(field);
-            return;
-        }
-        self.truncated = true;
-        let first = [field.name, field.value].into_iter().flatten().map(|range| range.0 as usize).min();
-        self.raw.truncate(first.unwrap_or(start).max(start));
     }
 }
 
@@ -195,7 +195,7 @@ fn string(rest: &mut &[u8], raw: &mut Vec<u8>) -> Result<(u32, u32), Error> {
     *rest = behind;
     let start = raw.len();
     if first & 0x80 != 0 {
-        huffman::decode(bytes, raw).map_err(|()| Error::InvalidHuffman)?;
+        huffman::decode(bytes, raw)?;
     } else {
         raw.extend_from_slice(bytes);
     }
