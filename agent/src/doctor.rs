@@ -172,7 +172,7 @@ pub fn text(diagnosis: &Diagnosis) -> String {
             line(format_args!("          {obstacle}"));
         }
     }
-    line(format_args!("HTTP/2: not read by this version; such connections are counted as blind spots"));
+    line(format_args!("HTTP/3 over QUIC: not read; who speaks it, and who offers it, is told while the agent runs"));
     if !diagnosis.lost.is_empty() {
         line(format_args!("not seen on this machine:"));
         for lost in &diagnosis.lost {

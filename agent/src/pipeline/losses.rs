@@ -137,7 +137,6 @@ impl Snapshot {
             self.capture.counts.peer_unknown,
             "calls of TLS libraries whose connection could not be told: without peer",
         );
-        add(self.kernel(Counter::ConnectionsHttp2), "HTTP/2 connections: this version reads HTTP/1 only");
         add(
             self.kernel(Counter::BytesOpaque),
             "bytes moved without a user buffer (sendfile, splice, io_uring): counted, content not seen",
