@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 /// RFC 7541 appendix A, from index 1.
 #[rustfmt::skip]
-const STATIC: [(&[u8], &[u8]); 61] = [
+pub(super) const STATIC: [(&[u8], &[u8]); 61] = [
     (b":authority", b""),
     (b":method", b"GET"),
     (b":method", b"POST"),

@@ -1,10 +1,14 @@
 //! The standard's own examples, hostile blocks, and what other encoders and a small one made here produce.
 
+mod encoder;
 mod stories;
 
 use std::ops::AddAssign;
 
 use super::{Decoder, Error, Field, Fields};
+
+/// Twice the largest table and what vectors reserve, and an entry for each 32 bytes of it.
+const MOST_MEMORY: usize = 4 * 64 * 1024 + 4096 * 16;
 
 /// What came out of some blocks.
 #[derive(Clone, Copy, Debug, Default)]
