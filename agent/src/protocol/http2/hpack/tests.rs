@@ -222,3 +222,59 @@ fn a_block_that_stands_for_megabytes_is_cut_and_the_table_stays_right() {
     assert_eq!(decoder.decode(&[0x82; 5000], &mut fields), Ok(()));
     assert_eq!((fields.fields.len(), fields.truncated), (super::MAX_FIELDS, true));
 }
+
+#[test]
+fn an_entry_that_the_encoder_evicted_is_gone_and_its_memory_too() {
+    let large = |name: usize, value: usize| {
+        let mut block = vec![0x40];
+        for len in [name, value] {
+            // 127 and the rest in seven bits each.
+            let rest = len - 127;
+            block.extend([0x7f, rest as u8 | 0x80, (rest >> 7) as u8]);
+            block.extend(std::iter::repeat_n(b'a', len));
+        }
+        block
+    };
+    for (what, evicting, left) in [
+        ("a small one evicts nothing", bytes("40 01 63 01 64"), &["c: d", "a: b"][..]),
+        ("a size of zero", bytes("20"), &[]),
+        ("a size for none", bytes("3f 02"), &[]),
+        ("a size for one", bytes("3f 03"), &["a: b"]),
+        ("a size of zero for a while", bytes("20 3f e1 1f 40 01 63 01 64"), &["c: d"]),
+        ("an entry larger than the table", large(128, 3937), &[]),
+    ] {
+        let (mut decoder, mut fields) = (Decoder::new(), Fields::default());
+        assert_eq!(decoder.decode(&bytes("40 01 61 01 62"), &mut fields), Ok(()));
+        assert_eq!(decoder.decode(&evicting, &mut fields), Ok(()), "{what}");
+        fields.clear();
+        // All that there are, from the newest.
+        let refused = (0xbe..0xff).find_map(|index| decoder.decode(&[index], &mut fields).err());
+        assert_eq!(refused, Some(Error::InvalidIndex), "{what}");
+        assert_eq!(lines(&fields), left, "{what}");
+    }
+
+    let (mut decoder, mut fields) = (Decoder::new(), Fields::default());
+    for _ in 0..10_000 {
+        fields.clear();
+        assert_eq!(decoder.decode(&large(127, 200), &mut fields), Ok(()));
+    }
+    assert!(decoder.memory() <= 4 * 4096 + 64 * 16, "{}", decoder.memory());
+}
+
+#[test]
+fn a_name_too_long_to_be_copied_for_three_bytes_is_not_known_but_counts() {
+    let (mut decoder, mut fields) = (Decoder::new(), Fields::default());
+    let mut long = bytes("40 7f 82 07");
+    long.extend([b'n'; 1025]);
+    long.push(0);
+    assert_eq!(decoder.decode(&bytes("40 01 61 01 62"), &mut fields), Ok(()));
+    for _ in 0..3 {
+        assert_eq!(decoder.decode(&long, &mut fields), Ok(()));
+    }
+    fields.clear();
+    assert_eq!(decoder.decode(&bytes("be c1"), &mut fields), Ok(()));
+    assert_eq!(lines(&fields), ["?: ", "a: b"]);
+    // With 1057 bytes each there is no room for a fourth and the first small one.
+    assert_eq!(decoder.decode(&long, &mut fields), Ok(()));
+    assert_eq!(decoder.decode(&bytes("c1"), &mut fields), Err(Error::InvalidIndex));
+}
