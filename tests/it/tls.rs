@@ -516,7 +516,7 @@ fn fifty_new_tls_processes_a_second_are_seen_or_counted_and_leave_nothing() {
         Ok(started) => started,
         Err(why) => return skip(name, &why),
     };
-    let seconds = if std::env::var_os("WEIR_TEST_LONG").is_some() { 60 } else { 10 };
+    let seconds: usize = if std::env::var_os("WEIR_TEST_LONG").is_some() { 60 } else { 10 };
     // What is kept for the page has a bound of its own, which so few calls do not reach.
     let agent = Agent::start(&Options::config(&format!("{EXPORT_ID}store:\n  calls: 100\n")));
     let churn = |prefix: &str, seconds: usize| {
