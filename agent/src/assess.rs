@@ -5,9 +5,10 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use crate::application::recognise;
 use crate::filter::Filter;
 use crate::inventory::route::{RouteCounts, RouteInference, TypedSegments};
-use crate::model::{CallReport, Exchange, ProcessRef, Timestamp, Workload};
+use crate::model::{Application, CallReport, Exchange, ProcessRef, Timestamp, Workload};
 use crate::redact::Redactor;
 use crate::workloads::{WorkloadCounts, Workloads};
 
@@ -94,16 +95,18 @@ impl<R: RouteInference> Assessor<R> {
                 return None;
             }
         };
-        let route = self.route(exchange, &workload);
+        let application = recognise(exchange);
+        let route = self.route(exchange, application.as_ref(), &workload);
         self.counts.reported += 1;
-        Some(self.rules.redactor.report(exchange, &workload, route, wall(exchange.timing.start)))
+        Some(self.rules.redactor.report(exchange, application, &workload, route, wall(exchange.timing.start)))
     }
 
     /// The report of an exchange that goes on, or `None` when it is not to be reported. Counts nothing.
     pub fn on_progress(&mut self, exchange: &Exchange, wall: impl FnOnce(Timestamp) -> u64) -> Option<CallReport> {
         let workload = self.admit(exchange).ok()?;
-        let route = self.route(exchange, &workload);
-        Some(self.rules.redactor.progress(exchange, &workload, route, wall(exchange.timing.start)))
+        let application = recognise(exchange);
+        let route = self.route(exchange, application.as_ref(), &workload);
+        Some(self.rules.redactor.progress(exchange, application, &workload, route, wall(exchange.timing.start)))
     }
 
     /// The workload of an exchange that is to be reported, else what counts those that are not.
@@ -140,8 +143,17 @@ impl<R: RouteInference> Assessor<R> {
         self.workloads.shrink_to(processes);
     }
 
-    fn route(&mut self, exchange: &Exchange, workload: &Workload) -> Option<Arc<str>> {
+    fn route(
+        &mut self,
+        exchange: &Exchange,
+        application: Option<&Application>,
+        workload: &Workload,
+    ) -> Option<Arc<str>> {
         let request = exchange.request.as_ref()?;
+        if matches!(application, Some(Application::Grpc(_))) {
+            // Its path is its route.
+            return None;
+        }
         let method = str::from_utf8(&request.method).ok()?;
         let path = path_of(&request.target)?;
         let service = workload.service_name.as_deref().unwrap_or_default();

@@ -9,6 +9,7 @@
 //! edges; `pipeline`, `run` and `commands` wire them. `ARCHITECTURE.md` has the map and the invariants.
 
 pub mod admin;
+pub mod application;
 pub mod assess;
 pub mod bpf;
 pub mod capture;

@@ -3,6 +3,8 @@
 //! Everything a peer sent is masked, bounded and escaped here, or does not leave. Pure: no clock, no I/O, never panics,
 //! whatever the bytes.
 
+mod application;
+
 use std::{
     borrow::Cow,
     fmt::Write as _,
@@ -13,7 +15,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{CallReport, Exchange, Headers, Request, Role, SocketAddress, Workload};
+use crate::model::{Application, CallReport, Exchange, Headers, Request, Role, SocketAddress, Workload};
 
 /// What stands where a secret stood (semantic conventions for `url.query` and `url.full`).
 pub const REDACTED: &str = "REDACTED";
@@ -311,11 +313,12 @@ impl Redactor {
         }
     }
 
-    /// The report of `exchange`. `route` is the low-cardinality template of its path, `wall_start_unix_ns` the wall
-    /// clock at its first request byte.
+    /// The report of `exchange`, which is `application` above HTTP. `route` is the low-cardinality template of its path,
+    /// `wall_start_unix_ns` the wall clock at its first request byte.
     pub fn report(
         &self,
         exchange: &Exchange,
+        application: Option<Application>,
         workload: &Arc<Workload>,
         route: Option<Arc<str>>,
         wall_start_unix_ns: u64,
@@ -361,6 +364,13 @@ impl Redactor {
         });
         drop(strings);
 
+        let application = application.map(application::masked);
+        let route = match &application {
+            Some(Application::Grpc(grpc)) => grpc.route(),
+            _ => route,
+        };
+        let application_error = application.as_ref().and_then(|it| application::error_type(it, exchange.role));
+
         CallReport {
             start_unix_ns: wall_start_unix_ns,
             duration_ns: exchange.timing.end.since(exchange.timing.start),
@@ -376,6 +386,8 @@ impl Redactor {
             status,
             request_body_size: request.and_then(|request| request.body.size),
             response_body_size: response.and_then(|response| response.body.size),
+            request_messages: request.and_then(|request| request.body.messages),
+            response_messages: response.and_then(|response| response.body.messages),
             server_address,
             server_port,
             client_address,
@@ -386,7 +398,8 @@ impl Redactor {
             transport: connection.transport,
             tls: connection.tls.clone(),
             user_agent,
-            error_type: self.error_type(exchange, status),
+            error_type: self.error_type(exchange, status, application_error),
+            application,
             pid: exchange.pid,
             tid: exchange.tid,
             workload: Arc::clone(workload),
@@ -402,6 +415,7 @@ impl Redactor {
     pub fn progress(
         &self,
         exchange: &Exchange,
+        application: Option<Application>,
         workload: &Arc<Workload>,
         route: Option<Arc<str>>,
         wall_start_unix_ns: u64,
@@ -410,7 +424,7 @@ impl Redactor {
             in_progress: true,
             request_body_size: exchange.request.as_ref().map(|request| request.body.seen),
             response_body_size: exchange.response.as_ref().map(|response| response.body.seen),
-            ..self.report(exchange, workload, route, wall_start_unix_ns)
+            ..self.report(exchange, application, workload, route, wall_start_unix_ns)
         }
     }
 
@@ -422,8 +436,9 @@ impl Redactor {
         (Some(Arc::clone(&self.other)), Some(Arc::from(show_text(sent, MAX_METHOD))))
     }
 
-    /// The status code where it says error for this side, else why the exchange failed.
-    fn error_type(&self, exchange: &Exchange, status: Option<u16>) -> Option<Arc<str>> {
+    /// The status code where it says error for this side, else what the protocol above says, else why the exchange
+    /// failed.
+    fn error_type(&self, exchange: &Exchange, status: Option<u16>, above: Option<Arc<str>>) -> Option<Arc<str>> {
         if let Some(status) = status
             && is_error_status(exchange.role, status)
         {
@@ -431,6 +446,9 @@ impl Redactor {
                 .statuses
                 .get(usize::from(status).wrapping_sub(100))
                 .map_or_else(|| Some(Arc::from(status.to_string())), |known| Some(Arc::clone(known)));
+        }
+        if above.is_some() {
+            return above;
         }
         let name = exchange.outcome.error_type()?;
         let known = self.outcomes.iter().find(|known| &***known == name);
@@ -1021,7 +1039,7 @@ mod tests {
     }
 
     fn report_of(exchange: &Exchange) -> CallReport {
-        Redactor::default().report(exchange, &Arc::new(Workload::default()), None, 7)
+        Redactor::default().report(exchange, None, &Arc::new(Workload::default()), None, 7)
     }
 
     fn server(method: &str, target: &str, fields: &[(&str, &str)]) -> CallReport {
@@ -1062,6 +1080,7 @@ mod tests {
         let own = RedactionConfig { known_methods: vec!["PROPFIND".to_owned()], ..RedactionConfig::default() };
         let report = Redactor::new(own).report(
             &exchange(Role::Server, b"PROPFIND", b"/", &[], None),
+            None,
             &Arc::new(Workload::default()),
             None,
             0,
@@ -1209,6 +1228,7 @@ mod tests {
         };
         let report = Redactor::new(config).report(
             &exchange(Role::Server, b"GET", b"/", &fields, Some(200)),
+            None,
             &Arc::new(Workload::default()),
             None,
             0,

@@ -148,6 +148,7 @@ const LAYERS: &[Layer] = &[
 
 /// The pure core: modules and files whose output depends on their input alone.
 const PURE: &[&str] = &[
+    "agent/src/application/",
     "agent/src/assess.rs",
     "agent/src/assess/",
     "agent/src/capture.rs",
@@ -166,6 +167,7 @@ const PURE: &[&str] = &[
     "agent/src/policy/",
     "agent/src/protocol/",
     "agent/src/redact.rs",
+    "agent/src/redact/",
     "agent/src/tls_targets/",
     "agent/src/trace.rs",
     "agent/src/trace/",

@@ -14,7 +14,11 @@ use serde::{
 };
 use tokio::{fs::File, io::AsyncWriteExt as _};
 
-use super::{Complaint, Delivery, Exporter, Queue, tls};
+use super::{
+    Complaint, Delivery, Exporter, Queue,
+    application::{self, Value},
+    tls,
+};
 use crate::model::CallReport;
 
 /// A batch is one write, so this is also the longest time a line waits: well under the promised 200 ms.
@@ -153,6 +157,11 @@ impl Serialize for Line<'_> {
         known("weir.capture.backend", Some(report.backend.name()))?;
         known("weir.auth.scheme", report.auth_scheme)?;
         known("weir.incomplete", report.incomplete.map(crate::model::Incomplete::name))?;
+        application::attributes(report, |key, value| match value {
+            Value::Text(text) => map.serialize_entry(key, &*text),
+            Value::Int(int) => map.serialize_entry(key, &int),
+            Value::Bool(truth) => map.serialize_entry(key, &truth),
+        })?;
         let mut number = |key: &str, value: Option<u64>| match value {
             Some(value) => map.serialize_entry(key, &value),
             None => Ok(()),
@@ -292,6 +301,12 @@ mod tests {
                 "weir.capture.backend": "sock_tracepoint", "weir.auth.scheme": "bearer",
                 "weir.incomplete": "records_lost", "weir.instrumented": true,
                 "weir.time_to_first_byte_ns": 4000000,
+                "rpc.system": "grpc", "rpc.system.name": "grpc", "rpc.service": "shop.Cart", "rpc.method": "AddItem",
+                "rpc.grpc.status_code": 14, "rpc.response.status_code": "UNAVAILABLE",
+                "weir.rpc.streaming": "client_stream", "weir.messages.kind": "grpc",
+                "weir.request.messages": 2, "weir.request.messages_exact": false,
+                "weir.response.messages": 1, "weir.response.messages_exact": false,
+                "weir.websocket.close_code": 1001,
                 "http.request.header.x-id": ["7", "8"], "http.response.header.x-kind": ["plain"]
                 }"#
             )

@@ -1,6 +1,7 @@
 //! Exporters: redacted calls leave here. Each has its own bounded queue and task, so a dead collector costs its own
 //! reports only, and the caller never waits.
 
+mod application;
 pub mod console;
 pub mod jsonl;
 pub mod otlp;

@@ -1,10 +1,11 @@
-//! Reports for tests. Never part of the agent.
+//! Exchanges and reports for tests. Never part of the agent.
 
 use std::sync::Arc;
 
 use super::{
-    Backend, CallReport, Handshake, Incomplete, ProcessRef, Role, SpanId, TraceContext, TraceId, Transport, Version,
-    Workload,
+    Application, Backend, Body, CallReport, ConnId, Connection, Exchange, Field, Graphql, Grpc, GrpcStatus, Handshake,
+    Headers, Incomplete, JsonRpc, Mcp, MessageKind, Messages, OperationType, Outcome, ProcessRef, Request, Response,
+    Role, SocketAddress, SpanId, Streaming, Timestamp, Timing, TraceContext, TraceId, Transport, Version, Workload,
     tls::{Certificate, CipherSuite, Key, NamedGroup, Offer, TlsVersion},
 };
 
@@ -56,6 +57,14 @@ pub(crate) fn maximal(role: Role) -> CallReport {
         status: Some(503),
         request_body_size: Some(3),
         response_body_size: Some(1_000),
+        request_messages: Some(Messages { kind: MessageKind::Grpc, count: 2, exact: false, close_code: None }),
+        response_messages: Some(Messages { kind: MessageKind::Grpc, count: 1, exact: false, close_code: Some(1001) }),
+        application: Some(Application::Grpc(Grpc {
+            service: text("shop.Cart"),
+            method: text("AddItem"),
+            status: Some(GrpcStatus(14)),
+            streaming: Some(Streaming::Client),
+        })),
         server_address: text("shop.example"),
         server_port: Some(8080),
         client_address: (role == Role::Server).then(|| Arc::from("10.0.0.7")),
@@ -94,6 +103,82 @@ pub(crate) fn maximal(role: Role) -> CallReport {
     }
 }
 
+/// Fields in order, names as given.
+pub(crate) fn headers(fields: &[(&str, &[u8])]) -> Headers {
+    let mut raw = Vec::new();
+    let mut ranges = Vec::new();
+    for (name, value) in fields {
+        let start = raw.len() as u32;
+        raw.extend_from_slice(name.as_bytes());
+        let middle = raw.len() as u32;
+        raw.extend_from_slice(value);
+        ranges.push(Field { name: (start, middle), value: (middle, raw.len() as u32) });
+    }
+    Headers::new(raw.into(), ranges.into_boxed_slice())
+}
+
+/// A `POST` to a server at `target` that was answered with 200, without headers or content.
+pub(crate) fn exchange(target: &str) -> Exchange {
+    let connection = Connection {
+        id: ConnId(1),
+        transport: Transport::Tcp,
+        local: SocketAddress::Unknown,
+        remote: SocketAddress::Unknown,
+        backend: Backend::SockTracepoint,
+        tls: None,
+        process: ProcessRef { pid: 7, start_ns: 100 },
+        comm: "server".into(),
+        cgroup: 0,
+        uid: 0,
+        netns: 0,
+        first_seen: Timestamp(0),
+    };
+    Exchange {
+        connection: Arc::new(connection),
+        role: Role::Server,
+        version: Version::Http2,
+        request: Some(Request {
+            method: "POST".into(),
+            target: target.to_owned().into(),
+            version: Version::Http2,
+            headers: Headers::default(),
+            trailers: Headers::default(),
+            body: Body::default(),
+        }),
+        response: Some(Response {
+            status: 200,
+            version: Version::Http2,
+            headers: Headers::default(),
+            trailers: Headers::default(),
+            body: Body::default(),
+            interim: 0,
+            first_byte: Timestamp(20),
+        }),
+        timing: Timing { start: Timestamp(10), request_end: None, response_start: None, end: Timestamp(30) },
+        outcome: Outcome::Complete,
+        incomplete: None,
+        pid: 7,
+        tid: 7,
+        trace: minimal(Role::Server).trace,
+    }
+}
+
+/// One call of every other kind of application, with all that is known of those.
+pub(crate) fn applications() -> [CallReport; 2] {
+    let text = |text: &str| Some(Arc::from(text));
+    let graphql =
+        Graphql { operation_name: text("Basket"), operation_type: Some(OperationType::Mutation), batch: Some(2) };
+    let tool = JsonRpc {
+        method: text("tools/call"),
+        notification: true,
+        error_code: Some(-32_601),
+        batch: Some(3),
+        mcp: Some(Mcp { tool: text("search"), protocol_version: text("2025-06-18") }),
+    };
+    [Application::Graphql(graphql), Application::JsonRpc(tool)]
+        .map(|application| CallReport { application: Some(application), ..minimal(Role::Server) })
+}
+
 /// A plain `GET` that succeeded, with nothing known that need not be.
 pub(crate) fn minimal(role: Role) -> CallReport {
     CallReport {
@@ -114,6 +199,9 @@ pub(crate) fn minimal(role: Role) -> CallReport {
         status: Some(200),
         request_body_size: None,
         response_body_size: None,
+        request_messages: None,
+        response_messages: None,
+        application: None,
         server_address: None,
         server_port: None,
         client_address: None,

@@ -3,6 +3,7 @@
 //! Not serializable on purpose: the JSON line, the admin API and OTLP have their own types, so that renaming a field
 //! here breaks no user.
 
+pub mod application;
 pub mod conn;
 pub mod exchange;
 #[cfg(test)]
@@ -14,6 +15,7 @@ pub mod tls;
 pub mod trace;
 pub mod workload;
 
+pub use application::{Application, Graphql, Grpc, GrpcStatus, JsonRpc, Mcp, OperationType, Streaming};
 pub use conn::{Backend, ConnId, Connection, Direction, ProcessRef, Role, SocketAddress, Transport};
 pub use exchange::{Exchange, Incomplete, Outcome, Timing};
 pub use message::{Body, Field, Headers, MessageKind, Messages, Request, Response, Version};

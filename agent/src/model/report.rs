@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Backend, Handshake, Incomplete, Role, TraceContext, Transport, Version, Workload};
+use super::{Application, Backend, Handshake, Incomplete, Messages, Role, TraceContext, Transport, Version, Workload};
 
 /// One call, redacted. Built only by `redact`, read by every exporter, the store and the page; fields follow
 /// the OpenTelemetry semantic conventions for HTTP spans, and `None` means not known.
@@ -29,6 +29,12 @@ pub struct CallReport {
     pub status: Option<u16>,
     pub request_body_size: Option<u64>,
     pub response_body_size: Option<u64>,
+    /// Messages within the request's content, or sent by the client of an upgraded connection.
+    pub request_messages: Option<Messages>,
+    /// Those of the other direction.
+    pub response_messages: Option<Messages>,
+    /// What the call is above HTTP. Names that look like secrets or personal data are absent.
+    pub application: Option<Application>,
     /// From the Host header for a client, the local address for a server; without the port.
     pub server_address: Option<Arc<str>>,
     pub server_port: Option<u16>,

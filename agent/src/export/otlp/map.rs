@@ -23,9 +23,9 @@ use opentelemetry_semantic_conventions::attribute as semconv;
 
 use super::OtlpSettings;
 use crate::{
-    export::tls,
+    export::{application, tls},
     metrics::{Kind, ResourceKey, Snapshot, Value},
-    model::{CallReport, Role},
+    model::{Application, CallReport, Role},
     redact::{OTHER_METHOD, is_error_status},
 };
 
@@ -94,8 +94,12 @@ pub fn span(report: &CallReport) -> Span {
     }
 }
 
-/// `{method} {target}`, `{method}` without a low-cardinality target; `HTTP` for methods that are not known.
+/// `{method} {target}`, `{method}` without a low-cardinality target; `HTTP` for methods that are not known. Of gRPC,
+/// `{service}/{method}`.
 fn name(report: &CallReport) -> String {
+    if let (Some(Application::Grpc(_)), Some(route)) = (&report.application, &report.route) {
+        return route.trim_start_matches('/').to_owned();
+    }
     let method = report.method.as_deref().filter(|method| *method != OTHER_METHOD).unwrap_or("HTTP");
     match &report.route {
         Some(route) => format!("{method} {route}"),
@@ -142,6 +146,16 @@ fn attributes(report: &CallReport) -> Vec<KeyValue> {
         };
         let Ok(()) = tls::attributes(handshake, each);
     }
+    let each = |key, value| {
+        let value = match value {
+            application::Value::Text(text) => any_value::Value::StringValue(text.into_owned()),
+            application::Value::Int(int) => any_value::Value::IntValue(int),
+            application::Value::Bool(truth) => any_value::Value::BoolValue(truth),
+        };
+        list.add(Cow::Borrowed(key), value);
+        Ok::<(), Infallible>(())
+    };
+    let Ok(()) = application::attributes(report, each);
     list.text(semconv::USER_AGENT_ORIGINAL, report.user_agent.as_deref());
     list.text(semconv::ERROR_TYPE, report.error_type.as_deref());
     list.int(semconv::THREAD_ID, Some(report.tid));
@@ -396,11 +410,13 @@ mod tests {
     const REGISTRY: &str = include_str!("../../../docs/registry.yaml");
 
     /// Attributes of the conventions that are emitted, by the constants of the crate, with their types there.
-    const CONVENTIONS: [(&str, &str); 49] = [
+    const CONVENTIONS: [(&str, &str); 55] = [
         (semconv::CLIENT_ADDRESS, "string"),
         (semconv::CLIENT_PORT, "int"),
         (semconv::CONTAINER_ID, "string"),
         (semconv::ERROR_TYPE, "string"),
+        (semconv::GRAPHQL_OPERATION_NAME, "string"),
+        (semconv::GRAPHQL_OPERATION_TYPE, "string"),
         (semconv::HOST_NAME, "string"),
         (semconv::HTTP_REQUEST_BODY_SIZE, "int"),
         (semconv::HTTP_REQUEST_METHOD, "string"),
@@ -408,6 +424,7 @@ mod tests {
         (semconv::HTTP_RESPONSE_BODY_SIZE, "int"),
         (semconv::HTTP_RESPONSE_STATUS_CODE, "int"),
         (semconv::HTTP_ROUTE, "string"),
+        (semconv::JSONRPC_PROTOCOL_VERSION, "string"),
         (semconv::K8S_POD_UID, "string"),
         (semconv::NETWORK_PEER_ADDRESS, "string"),
         (semconv::NETWORK_PEER_PORT, "int"),
@@ -417,6 +434,9 @@ mod tests {
         (semconv::PROCESS_EXECUTABLE_NAME, "string"),
         (semconv::PROCESS_EXECUTABLE_PATH, "string"),
         (semconv::PROCESS_PID, "int"),
+        (semconv::RPC_METHOD, "string"),
+        (semconv::RPC_RESPONSE_STATUS_CODE, "string"),
+        (semconv::RPC_SYSTEM_NAME, "string"),
         (semconv::SERVER_ADDRESS, "string"),
         (semconv::SERVER_PORT, "int"),
         (semconv::SERVICE_NAME, "string"),
@@ -528,7 +548,8 @@ mod tests {
     #[test]
     fn every_attribute_is_of_the_conventions_or_in_the_registry_and_every_entry_is_emitted() {
         let host = host_attributes(&settings().resource);
-        let reports = [fixture::maximal(Role::Server), fixture::maximal(Role::Client)];
+        let mut reports = vec![fixture::maximal(Role::Server), fixture::maximal(Role::Client)];
+        reports.extend(fixture::applications());
         let traces = spans(&reports.iter().collect::<Vec<_>>(), &host);
         let mut attributes: Vec<KeyValue> = Vec::new();
         for group in &traces.resource_spans {

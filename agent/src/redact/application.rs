@@ -1,0 +1,41 @@
+//! Names of what rides on HTTP: identifiers by charset already, and still not to be a secret or somebody's number.
+
+use std::sync::Arc;
+
+use super::looks_sensitive;
+use crate::model::{Application, GrpcStatus, Role};
+
+/// The same without names that look like secrets or personal data.
+pub(super) fn masked(mut application: Application) -> Application {
+    match &mut application {
+        Application::Grpc(grpc) => {
+            mask(&mut grpc.service);
+            mask(&mut grpc.method);
+        }
+        Application::Graphql(graphql) => mask(&mut graphql.operation_name),
+        Application::JsonRpc(call) => {
+            mask(&mut call.method);
+            if let Some(mcp) = &mut call.mcp {
+                mask(&mut mcp.tool);
+                mask(&mut mcp.protocol_version);
+            }
+        }
+    }
+    application
+}
+
+fn mask(name: &mut Option<Arc<str>>) {
+    name.take_if(|name| looks_sensitive(name.as_bytes()));
+}
+
+/// `error.type` by the protocol's own status, which stands in a response that HTTP calls good.
+pub(super) fn error_type(application: &Application, role: Role) -> Option<Arc<str>> {
+    match application {
+        Application::Grpc(grpc) => {
+            let failed = grpc.status.filter(|status| status.is_error(role == Role::Server));
+            failed.map(GrpcStatus::name).map(Arc::from)
+        }
+        Application::JsonRpc(call) => call.error_code.map(|code| Arc::from(code.to_string())),
+        Application::Graphql(_) => None,
+    }
+}
