@@ -167,12 +167,21 @@ fn expand(mut rest: &[u8], out: &mut [u8]) -> Option<usize> {
     // What is left may end with the first bits of the end of the string, which is all ones.
     window |= u64::MAX >> held;
     loop {
-        let (byte, length) = symbol((window >> 32) as u32, LONGEST)?;
-        if length > held {
-            break;
-        }
-        *out.get_mut(at)? = u8::try_from(byte).ok()?;
-        at += 1;
+        let step = STEPS.get((window >> (64 - LOOKUP)) as usize)?;
+        let (first, both) = (u32::from(step.first), u32::from(step.both));
+        let length = if both > 0 && both <= held {
+            *out.get_mut(at..)?.first_chunk_mut()? = step.bytes;
+            at += 1 + usize::from(both != first);
+            both
+        } else {
+            let (byte, length) = symbol((window >> 32) as u32, LONGEST)?;
+            if length > held {
+                break;
+            }
+            *out.get_mut(at)? = u8::try_from(byte).ok()?;
+            at += 1;
+            length
+        };
         window = !(!window << length);
         held -= length;
     }
