@@ -197,3 +197,81 @@ fn records<'a, R: ReadRef<'a>>(image: &Image<'a, R>, code: &Code<'a>, callers: &
         emulated: site.emulated,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls_targets::sample::{BIAS, SLOTS, Sample, address, branch};
+
+    /// A file with these functions; the last is a stub of `memcpy`.
+    fn file(functions: Vec<Vec<u8>>) -> Vec<u8> {
+        const NAMES: [&str; 2] = ["first", "second"];
+        let stub_at = address(functions.len() as u64);
+        let slot = (BIAS + SLOTS).wrapping_sub(stub_at + 6) as u32;
+        let stub = [[0xff, 0x25].as_slice(), &slot.to_le_bytes()].concat();
+        let exported = NAMES.into_iter().zip(functions).collect();
+        Sample { exported, local: vec![("stub", stub)], imported: vec!["memcpy"], ..Sample::default() }.build()
+    }
+
+    fn code<'a>(image: &Image<'a, &'a [u8]>, name: &str) -> Code<'a> {
+        Code::read(image, image.function(name).unwrap()).unwrap()
+    }
+
+    /// Keeps the object in R13, the type and whether to peek in its frame, and the buffer in R12; then `middle`; then
+    /// copies to where `to` (a `mov rdi, ..`) says.
+    fn reader(middle: &[u8], to: [u8; 3]) -> (Vec<u8>, u64) {
+        let mut code = vec![0x41, 0x54, 0x41, 0x55, 0x53, 0x48, 0x83, 0xec, 0x20, 0x49, 0x89, 0xfd];
+        code.extend([0x89, 0x74, 0x24, 0x04, 0x44, 0x89, 0x0c, 0x24, 0x49, 0x89, 0xcc]);
+        code.extend(middle);
+        code.extend(to);
+        code.extend([0x4c, 0x89, 0xc2, 0x49, 0x8b, 0x75, 0x18]);
+        let call = code.len() as u64;
+        code.extend(branch(0xe8, address(0) + call, address(1)));
+        code.extend([0x48, 0x83, 0xc4, 0x20, 0x5b, 0x41, 0x5d, 0x41, 0x5c, 0xc3]);
+        (code, call)
+    }
+
+    const TO_BUFFER: [u8; 3] = [0x4c, 0x89, 0xe7];
+    const TO_OBJECT: [u8; 3] = [0x4c, 0x89, 0xef];
+
+    #[test]
+    fn the_copy_to_the_callers_buffer_is_found_with_what_decides_about_it() {
+        let (function, call) = reader(&[], TO_BUFFER);
+        let file = file(vec![function]);
+        let image = Image::parse(file.as_slice()).unwrap();
+        let found = copy(&image, &code(&image, "first")).unwrap();
+        assert_eq!((found.object, found.content_type, found.peek), (register(13), 4, 0));
+        assert_eq!(found.probe.offset, address(0) + call - BIAS);
+        assert!(found.probe.emulated, "a call");
+    }
+
+    #[test]
+    fn a_copy_elsewhere_or_without_what_decides_is_not() {
+        // `mov dword [rsp+4], 0`, `mov dword [rsp], 0`, `xor r13d, r13d`.
+        for (middle, to) in [
+            (&[][..], TO_OBJECT),
+            (&[0xc7, 0x44, 0x24, 0x04, 0, 0, 0, 0], TO_BUFFER),
+            (&[0xc7, 0x04, 0x24, 0, 0, 0, 0], TO_BUFFER),
+            (&[0x45, 0x31, 0xed], TO_BUFFER),
+        ] {
+            let file = file(vec![reader(middle, to).0]);
+            let image = Image::parse(file.as_slice()).unwrap();
+            assert!(copy(&image, &code(&image, "first")).is_none(), "{middle:x?}");
+        }
+    }
+
+    #[test]
+    fn records_are_made_by_the_function_that_gets_lengths_in_its_callers_frame() {
+        let lea = [0x48, 0x8d, 0x4c, 0x24, 0x08];
+        for (middle, is_it) in [(&lea[..], true), (&[], false), (&[0x31, 0xff, 0x48, 0x8d, 0x4c, 0x24, 0x08], false)] {
+            let mut caller = vec![0x48, 0x83, 0xec, 0x18];
+            caller.extend(middle);
+            caller.extend(branch(0xe8, address(0) + caller.len() as u64, address(1)));
+            caller.extend([0x48, 0x83, 0xc4, 0x18, 0xc3]);
+            let file = file(vec![caller, vec![0x41, 0x57, 0xc3]]);
+            let image = Image::parse(file.as_slice()).unwrap();
+            let found = records(&image, &code(&image, "second"), &[code(&image, "first")]);
+            assert_eq!(found.map(|probe| probe.offset), is_it.then_some(address(1) - BIAS));
+        }
+    }
+}
