@@ -11,8 +11,8 @@ use agent_common::counters::Counter;
 use agent_common::event::{data_flags, direction, protocol};
 use agent_common::http2::{FRAME_HEADER, FrameHeader, Interest, PREFACE, flags, kind};
 use agent_common::limits::{
-    CONTENT_GLANCE, CONTENT_RECORDS, CONTENT_SLACK, FRAME_STEPS, FRAMES_BYTES, IOVEC_MAX, PREFIX_AFTER_BUDGET,
-    RECORD_PAYLOAD_MAX, RESYNC_OPERATIONS,
+    CONTENT_GLANCE, CONTENT_RECORDS, CONTENT_SLACK, FRAME_STEPS, FRAMES_BYTES, PREFIX_AFTER_BUDGET, RECORD_PAYLOAD_MAX,
+    RESYNC_OPERATIONS,
 };
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_loop;
@@ -311,10 +311,11 @@ fn read_header(scratch: *mut Scratch, n: u64, address: u64) -> bool {
     }
 }
 
-/// Go to the next vector. False: there is none.
+/// Go to the next vector: as many as there are, Node writes a frame as two and dozens of frames at once; the steps of the walk
+/// bound them. False: there is none.
 #[inline(always)]
 fn next_vector(walk: &mut Walk, source: &crate::arch::Source) -> bool {
-    if source.kind != Kind::Vectors || walk.next >= source.count || walk.next >= IOVEC_MAX as u64 {
+    if source.kind != Kind::Vectors || walk.next >= source.count {
         return false;
     }
     let Some(vector) = user::<Vector>(source.base.wrapping_add(walk.next * size_of::<Vector>() as u64)) else {
