@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 pub mod agent;
 pub mod client;
 pub mod guard;
+pub mod http2;
 pub mod recording;
 pub mod server;
 pub mod servers;

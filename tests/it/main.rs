@@ -12,6 +12,7 @@
 mod bad_input;
 mod cli;
 mod finder;
+mod http2;
 mod http2_frames;
 mod http3;
 mod late;

@@ -21,14 +21,14 @@ pub enum Go {
 }
 
 /// Below the target directory of the workspace.
-fn built(name: &str) -> PathBuf {
+pub(super) fn built(name: &str) -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join(target).join("fixtures").join(name);
     fs::create_dir_all(&dir).unwrap();
     dir.canonicalize().unwrap()
 }
 
-fn run(command: &mut Command) -> Result<String, String> {
+pub(super) fn run(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     if output.status.success() {
@@ -85,15 +85,29 @@ impl Go {
     }
 
     fn build(self) -> Result<PathBuf, String> {
+        self.build_in(&Path::new(FIXTURES).join("go"), &format!("{self:?}").to_lowercase())
+    }
+
+    fn build_in(self, source: &Path, name: &str) -> Result<PathBuf, String> {
         let mut go = self.command()?;
-        let program = built("go").join(format!("{self:?}").to_lowercase());
+        let program = built("go").join(name);
         let flags = if self == Self::Stripped { "-s -w" } else { "" };
-        go.current_dir(Path::new(FIXTURES).join("go"));
+        go.current_dir(source);
         go.args(["build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o"]).arg(&program).arg(".");
         // A toolchain that is there and cannot build is no reason to skip.
         run(&mut go).unwrap_or_else(|error| panic!("{error}"));
         Ok(program)
     }
+}
+
+/// The program of `fixtures/http2/go`, built.
+///
+/// # Errors
+/// The current toolchain is not here.
+pub fn go_http2() -> Result<PathBuf, String> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/http2/go");
+    BUILT.get_or_init(|| Go::Current.build_in(Path::new(source), "http2")).clone()
 }
 
 /// The program of `fixtures/tls/rustls`, built for release as `cargo build --release` leaves it.
