@@ -20,7 +20,7 @@ use rustc_hash::FxHashMap;
 use self::{
     frame::Frame,
     hpack::{Decoder, Fields},
-    stream::{Phase, Stream},
+    stream::{Side, Stream},
 };
 use super::{Done, End, Event, Limits, Operation, Protocol, Segment};
 use crate::model::{Direction, Incomplete, Outcome, Timestamp};
@@ -49,6 +49,8 @@ pub struct Connection {
     streams: FxHashMap<u32, Stream>,
     /// The highest number of a request so far: what is above is new.
     highest: u32,
+    /// The last request that the server looks at, once it said so (GOAWAY).
+    last: Option<u32>,
     /// Key of the next exchange.
     next: u64,
     /// Requests may be on their way that were not seen, and why.
@@ -73,7 +75,7 @@ struct Half {
 enum State {
     /// The connection's first byte is next; that many bytes of the preface went by.
     Start(usize),
-    /// Out of step: wait for a frame to begin with a segment.
+    /// Out of step, until somebody says where a frame begins: content may be anything, frames included.
     Seek,
     /// A frame header, of which that many bytes are here.
     Header {
@@ -140,19 +142,14 @@ impl Protocol for Connection {
     }
 
     fn on_boundary(&mut self, direction: Direction) {
-        let in_step = match self.half(direction).state {
-            State::Start(_) | State::Header { len: 0, .. } => true,
-            State::Seek => {
-                self.half(direction).state = IN_STEP;
-                true
-            }
-            State::Header { .. } | State::Payload(..) => false,
-        };
-        if !in_step {
+        match self.half(direction).state {
+            State::Start(0) | State::Header { len: 0, .. } => return,
+            State::Seek => {}
             // Whoever says so walked from frame to frame; what was taken for the rest of one was none.
-            self.lose(direction);
-            self.half(direction).state = IN_STEP;
+            State::Start(_) | State::Header { .. } | State::Payload(..) => self.lose(direction),
         }
+        // The description of a connection can be lost, and its first bytes be here.
+        self.half(direction).state = State::Start(0);
     }
 
     fn on_loss(&mut self, _time: Timestamp, _out: &mut Vec<Event>) {
@@ -172,9 +169,9 @@ impl Protocol for Connection {
             End::Direction(_) | End::Closed => Outcome::ConnectionClosed,
             End::Reset => Outcome::ConnectionReset,
         };
-        for (_, stream) in drained(&mut self.streams, |_, _| true) {
-            let over = stream.response.phase == Phase::Ended;
-            stream.report(if over { Outcome::Complete } else { outcome }, time, out);
+        let last = self.last.unwrap_or(u32::MAX);
+        for (number, stream) in drained(&mut self.streams, |_, _| true) {
+            stream.report(if number > last { pairing::REFUSED } else { outcome }, time, out);
         }
     }
 
@@ -183,16 +180,13 @@ impl Protocol for Connection {
         let due = |_: u32, stream: &Stream| {
             let idle = now.since(stream.last);
             idle >= limit
-                || (stream.response.phase == Phase::Ended && idle >= AFTER_RESPONSE_NS)
+                || (stream.is_answered() && idle >= AFTER_RESPONSE_NS)
                 || (stream.doubtful && idle >= DOUBTFUL_NS)
         };
         for (_, mut stream) in drained(&mut self.streams, due) {
-            if stream.response.phase == Phase::Ended {
-                let end = stream.last;
-                stream.report(Outcome::Complete, end, out);
-                continue;
+            if !stream.is_answered() {
+                stream.incomplete(if stream.doubtful { Incomplete::RecordsLost } else { Incomplete::Abandoned });
             }
-            stream.incomplete(if stream.doubtful { Incomplete::RecordsLost } else { Incomplete::Abandoned });
             let end = if stream.done.response.is_some() { stream.last } else { now };
             stream.report(Outcome::Timeout, end, out);
         }
@@ -204,7 +198,9 @@ impl Protocol for Connection {
     fn memory(&self) -> usize {
         let halves = [&self.receive, &self.send].map(|half| half.decoder.memory() + half.buffer.capacity());
         let streams: usize = self.streams.values().map(Stream::memory).sum();
-        size_of::<Self>() + halves.iter().sum::<usize>() + streams + self.fields.raw.capacity()
+        let table = self.streams.capacity() * size_of::<(u32, Stream)>();
+        let fields = self.fields.raw.capacity() + self.fields.fields.capacity() * size_of::<hpack::Field>();
+        size_of::<Self>() + halves.iter().sum::<usize>() + table + streams + fields
     }
 
     fn is_idle(&self) -> bool {
@@ -234,19 +230,17 @@ impl Connection {
 
     /// What an HTTP/1.1 connection becomes behind `101 Switching Protocols`: the request that asked for it is the first
     /// stream, and its response is still to come (RFC 7540 section 3.2).
-    pub fn upgraded(limits: Limits, done: Box<Done>, next: u64, time: Timestamp) -> Self {
+    pub fn upgraded(limits: Limits, mut done: Box<Done>, next: u64, time: Timestamp) -> Self {
         let mut connection = Self::new(limits);
         connection.requests = Some(done.request_direction);
         connection.next = next;
         connection.highest = 1;
-        let start = done.timing.start;
-        let mut stream = Stream::new(*done, start);
+        // `HTTP2-Settings` may have said any size; the encoder says which it uses.
+        connection.half(done.request_direction.opposite()).decoder.set_limit(u32::MAX);
+        let body = done.request.as_mut().map(|request| std::mem::take(&mut request.body)).unwrap_or_default();
+        let mut stream = Stream::of(done);
         stream.last = time;
-        stream.request.phase = Phase::Ended;
-        if let Some(request) = &stream.done.request {
-            stream.request.body = request.body.clone();
-        }
-        stream.response.keep = limits.body_prefix;
+        stream.request = Side::ended(body);
         connection.streams.insert(1, stream);
         connection
     }
@@ -259,6 +253,7 @@ impl Connection {
             send: Half::new(state, decoder()),
             streams: FxHashMap::default(),
             highest: 0,
+            last: None,
             next: 0,
             unseen: None,
             recognised: false,
@@ -267,6 +262,7 @@ impl Connection {
     }
 
     /// Keys of exchanges continue from another parser's.
+    #[must_use]
     pub fn counting_from(self, next: u64) -> Self {
         Self { next, ..self }
     }
@@ -284,21 +280,13 @@ impl Connection {
         let is_request = self.requests == Some(direction);
         self.unseen.get_or_insert(Incomplete::RequestHeadGap);
         for stream in self.streams.values_mut() {
-            if self.requests.is_some() {
-                (if is_request { &mut stream.request } else { &mut stream.response }).lose();
-            }
+            (if is_request { &mut stream.request } else { &mut stream.response }).lose();
             stream.doubtful |= !is_request;
         }
     }
 
     fn on_bytes(&mut self, direction: Direction, bytes: &[u8], begun: Begun, out: &mut Vec<Event>) {
         let mut rest = bytes;
-        if matches!(self.half(direction).state, State::Seek) {
-            if !begins_frames(rest) {
-                return;
-            }
-            self.half(direction).state = IN_STEP;
-        }
         while !rest.is_empty() {
             let at = Begun { position: begun.position.wrapping_add((bytes.len() - rest.len()) as u64), ..begun };
             let used = match self.half(direction).state {
@@ -324,13 +312,13 @@ impl Connection {
             return if matched == 0 { 0 } else { bytes.len() };
         }
         let matched = matched + len;
-        self.half(direction).state = if matched == PREFACE.len() {
-            self.requests.get_or_insert(direction);
-            self.recognised = true;
-            IN_STEP
-        } else {
-            State::Start(matched)
-        };
+        if matched < PREFACE.len() {
+            self.half(direction).state = State::Start(matched);
+            return len;
+        }
+        self.recognised = true;
+        self.requests = Some(direction);
+        *self.half(direction) = Half::new(IN_STEP, Decoder::new());
         len
     }
 
@@ -359,7 +347,8 @@ impl Connection {
         let continues =
             open.is_some_and(|block| frame.header.kind == kind::CONTINUATION && frame.header.stream == block.stream);
         if open.is_some() != continues {
-            // Nothing may come between the frames of a block (RFC 9113 section 6.10).
+            // Nothing may come between the frames of a block (RFC 9113 section 6.10); or one continues nothing, whose
+            // beginning went by unseen.
             let half = self.half(direction);
             half.block = None;
             half.buffer.clear();
@@ -406,12 +395,14 @@ impl Connection {
             kind::HEADERS | kind::CONTINUATION | kind::PUSH_PROMISE => {
                 let whole = frame.is_over() && frame.header.has(flags::END_HEADERS);
                 let half = self.half(direction);
-                if whole && half.buffer.is_empty() {
+                // What is behind a hole does not continue what is before it.
+                let is_sound = half.block.is_some_and(|block| block.broken.is_none());
+                if whole && is_sound && half.buffer.is_empty() && step.content.len() <= limit {
                     half.state = IN_STEP;
                     self.on_block(direction, step.content, operation, out);
                     return step.used;
                 }
-                if half.buffer.len() + step.content.len() <= limit {
+                if is_sound && half.buffer.len() + step.content.len() <= limit {
                     half.buffer.extend_from_slice(step.content);
                 } else if let Some(block) = &mut half.block {
                     block.broken.get_or_insert(Incomplete::HeadTooLong);
@@ -465,7 +456,7 @@ impl Connection {
         match frame.header.kind {
             kind::DATA => {
                 if frame.unsure {
-                    self.side(direction, number, |side| side.lose());
+                    self.lose_content(direction, number);
                 }
                 if frame.header.has(flags::END_STREAM) {
                     self.end_message(direction, number, operation.time, out);
@@ -506,19 +497,12 @@ impl Connection {
             .map(|&[_, _, a, b, c, d]| u32::from_be_bytes([a, b, c, d]))
             .collect();
         let decoder = &mut self.half(direction.opposite()).decoder;
-        sizes.into_iter().for_each(|size| decoder.set_limit(size));
+        for size in sizes {
+            decoder.set_limit(size);
+        }
     }
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-/// Bytes that begin with a frame, as far as can be told: its header is one that peers send, and what is behind it is
-/// another, or nothing.
-fn begins_frames(bytes: &[u8]) -> bool {
-    let header = |at: usize| bytes.get(at..)?.first_chunk().map(FrameHeader::parse);
-    let Some(first) = header(0).filter(FrameHeader::is_plausible) else { return false };
-    let behind = first.total() as usize;
-    behind == bytes.len() || header(behind).is_some_and(|second| second.is_plausible())
 }

@@ -1,7 +1,7 @@
 //! One stream: a request and its response (RFC 9113 section 8.1), and what is known of their content.
 
 use crate::{
-    model::{Body, Incomplete, Outcome, Request, Response, Timestamp, Timing, Version},
+    model::{Body, Direction, Incomplete, Outcome, Timestamp, Timing, Version},
     protocol::{Done, Event, Operation, content::Reader, progress::Due},
 };
 
@@ -17,17 +17,21 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Side {
     pub(super) phase: Phase,
-    pub(super) body: Body,
-    pub(super) reader: Option<Reader>,
+    /// An unknown part of the message went by.
+    pub(super) unsure: bool,
     /// First bytes of content that are kept.
     pub(super) keep: usize,
-    /// Content of unknown length went by.
-    unsure: bool,
+    /// Bytes of content.
+    seen: u64,
+    prefix: Vec<u8>,
+    /// Boxed because most content has none.
+    pub(super) reader: Option<Box<Reader>>,
 }
 
 /// An open stream.
 #[derive(Debug)]
 pub(super) struct Stream {
+    /// Its bodies are filled at the end.
     pub(super) done: Box<Done>,
     pub(super) request: Side,
     pub(super) response: Side,
@@ -35,29 +39,39 @@ pub(super) struct Stream {
     pub(super) websocket: bool,
     /// Last byte of either message.
     pub(super) last: Timestamp,
-    /// Records of the connection were lost since the stream began: its end may have been among them.
+    /// Records of the connection were lost since the stream was last heard of: its end may have been among them.
     pub(super) doubtful: bool,
     told: Due,
 }
 
 impl Side {
-    pub(super) fn awaited() -> Self {
-        Self { phase: Phase::Awaited, body: Body::default(), reader: None, keep: 0, unsure: false }
+    const AWAITED: Self =
+        Self { phase: Phase::Awaited, unsure: false, keep: 0, seen: 0, prefix: Vec::new(), reader: None };
+
+    /// A message that is over, of which another parser kept this.
+    pub(super) fn ended(body: Body) -> Self {
+        Self { phase: Phase::Ended, unsure: !body.complete, seen: body.seen, prefix: body.prefix, ..Self::AWAITED }
     }
 
     pub(super) fn on_bytes(&mut self, bytes: &[u8]) {
-        self.body.seen = self.body.seen.saturating_add(bytes.len() as u64);
-        let room = self.keep.saturating_sub(self.body.prefix.len()).min(bytes.len());
-        self.body.prefix.extend_from_slice(bytes.get(..room).unwrap_or_default());
+        // A conforming peer sends nothing behind the end.
+        if self.phase == Phase::Ended {
+            return;
+        }
+        self.seen = self.seen.saturating_add(bytes.len() as u64);
+        let room = self.keep.saturating_sub(self.prefix.len()).min(bytes.len());
+        self.prefix.extend_from_slice(bytes.get(..room).unwrap_or_default());
         if let Some(reader) = &mut self.reader {
             reader.on_bytes(bytes);
         }
     }
 
     pub(super) fn on_gap(&mut self, len: u64) {
-        self.body.seen = self.body.seen.saturating_add(len);
-        // What comes behind does not continue the prefix.
-        self.keep = self.keep.min(self.body.prefix.len());
+        if self.phase == Phase::Ended || len == 0 {
+            return;
+        }
+        self.seen = self.seen.saturating_add(len);
+        self.cut();
         if let Some(reader) = &mut self.reader {
             reader.on_gap(len);
         }
@@ -69,37 +83,60 @@ impl Side {
             return;
         }
         self.unsure = true;
-        self.keep = self.keep.min(self.body.prefix.len());
+        self.cut();
         if let Some(reader) = &mut self.reader {
             reader.on_loss();
         }
     }
 
-    /// The body as it stands.
-    fn take(&self) -> Body {
-        let mut body = self.body.clone();
-        body.complete = self.phase == Phase::Ended && !self.unsure;
-        body.size = body.complete.then_some(body.seen);
-        body.messages = self.reader.as_ref().map(Reader::summary);
-        body
+    /// What comes does not continue the prefix.
+    fn cut(&mut self) {
+        self.keep = self.prefix.len();
+    }
+
+    /// The body as it stands; the prefix moves.
+    fn body(&self, prefix: Vec<u8>) -> Body {
+        let complete = self.phase == Phase::Ended && !self.unsure;
+        Body {
+            size: complete.then_some(self.seen),
+            seen: self.seen,
+            prefix,
+            complete,
+            messages: self.reader.as_ref().map(|reader| reader.summary()),
+        }
     }
 
     fn memory(&self) -> usize {
-        self.body.prefix.capacity() + self.reader.as_ref().map_or(0, Reader::memory)
+        let reader = self.reader.as_ref().map_or(0, |reader| size_of::<Reader>() + reader.memory());
+        self.prefix.capacity() + reader
     }
 }
 
 impl Stream {
-    /// `start`: first byte of the request, or of what is seen of it.
-    pub(super) fn new(mut done: Done, start: Timestamp) -> Self {
-        done.timing.start = start;
+    /// A stream whose request began, or which is known by its response alone, at `start`.
+    pub(super) fn new(exchange: u64, request_direction: Direction, start: Timestamp, operation: Operation) -> Self {
+        Self::of(Box::new(Done {
+            exchange,
+            request_direction,
+            version: Version::Http2,
+            request: None,
+            response: None,
+            timing: Timing { start, ..Timing::default() },
+            outcome: Outcome::Complete,
+            incomplete: None,
+            operation,
+        }))
+    }
+
+    /// A stream of which another parser knows this much.
+    pub(super) fn of(done: Box<Done>) -> Self {
         Self {
-            done: Box::new(done),
-            request: Side::awaited(),
-            response: Side::awaited(),
+            last: done.timing.start,
+            done,
+            request: Side::AWAITED,
+            response: Side::AWAITED,
             interim: 0,
             websocket: false,
-            last: start,
             doubtful: false,
             told: Due::default(),
         }
@@ -114,57 +151,67 @@ impl Stream {
         self.request.phase == Phase::Ended && self.response.phase == Phase::Ended
     }
 
-    /// What there is to say of it at `time`.
-    fn snapshot(&self, done: &mut Done, outcome: Outcome, time: Timestamp) {
-        done.outcome = outcome;
-        done.timing.end = time;
-        if let Some(request) = &mut done.request {
-            request.body = self.request.take();
-        }
-        if let Some(response) = &mut done.response {
-            response.body = self.response.take();
-            response.interim = self.interim;
-            if response.trailers.is_empty()
-                && let Some(trailers) = self.response.reader.as_ref().and_then(Reader::trailers)
-            {
-                response.trailers = trailers;
-            }
-        }
+    /// The response is over; a client may have more to say (RFC 9113 section 8.1).
+    pub(super) fn is_answered(&self) -> bool {
+        self.response.phase == Phase::Ended
     }
 
+    /// The stream is over at `time`, one way or another. What is answered is so, whatever happens to its stream.
     pub(super) fn report(mut self, outcome: Outcome, time: Timestamp, out: &mut Vec<Event>) {
-        let mut done = std::mem::replace(&mut self.done, Box::new(unknown(0, crate::model::Direction::Send)));
-        self.snapshot(&mut done, outcome, time);
+        if self.is_answered() && self.done.response.is_none() {
+            self.incomplete(Incomplete::ResponseHeadGap);
+        }
+        let mut done = self.done;
+        if self.response.phase == Phase::Ended {
+            done.outcome = Outcome::Complete;
+        } else {
+            done.outcome = outcome;
+            done.timing.end = time;
+        }
+        if let Some(request) = &mut done.request {
+            let prefix = std::mem::take(&mut self.request.prefix);
+            request.body = self.request.body(prefix);
+        }
+        if let Some(response) = &mut done.response {
+            let prefix = std::mem::take(&mut self.response.prefix);
+            response.body = self.response.body(prefix);
+        }
+        fill(&mut done, &self.response, self.interim);
         out.push(Event::Done(done));
     }
 
     /// Tell of a stream that is open for long.
     pub(super) fn progress(&mut self, now: Timestamp, out: &mut Vec<Event>) {
-        if self.told.take(now.since(self.done.timing.start)) {
-            let mut done = self.done.clone();
-            self.snapshot(&mut done, Outcome::Complete, now);
-            out.push(Event::Progress(done));
+        if !self.told.take(now.since(self.done.timing.start)) {
+            return;
         }
+        let mut done = self.done.clone();
+        done.timing.end = now;
+        if let Some(request) = &mut done.request {
+            request.body = self.request.body(self.request.prefix.clone());
+        }
+        if let Some(response) = &mut done.response {
+            response.body = self.response.body(self.response.prefix.clone());
+        }
+        fill(&mut done, &self.response, self.interim);
+        out.push(Event::Progress(done));
     }
 
+    /// Bytes held beside its own size.
     pub(super) fn memory(&self) -> usize {
-        let request = self.done.request.as_ref().map_or(0, |request| request.headers.memory());
-        let response = self.done.response.as_ref().map_or(0, |response| response.headers.memory());
-        size_of::<Self>() + size_of::<Done>() + request + response + self.request.memory() + self.response.memory()
+        let request = self.done.request.as_ref().map_or(0, |it| it.headers.memory() + it.trailers.memory());
+        let response = self.done.response.as_ref().map_or(0, |it| it.headers.memory() + it.trailers.memory());
+        size_of::<Done>() + request + response + self.request.memory() + self.response.memory()
     }
 }
 
-/// An exchange of which nothing is known yet.
-pub(super) fn unknown(exchange: u64, request_direction: crate::model::Direction) -> Done {
-    Done {
-        exchange,
-        request_direction,
-        version: Version::Http2,
-        request: None::<Request>,
-        response: None::<Response>,
-        timing: Timing::default(),
-        outcome: Outcome::Complete,
-        incomplete: None,
-        operation: Operation::default(),
+/// What the response's content says beside its body.
+fn fill(done: &mut Done, side: &Side, interim: u16) {
+    let Some(response) = &mut done.response else { return };
+    response.interim = interim;
+    if response.trailers.is_empty()
+        && let Some(trailers) = side.reader.as_ref().and_then(|reader| reader.trailers())
+    {
+        response.trailers = trailers;
     }
 }

@@ -1,5 +1,8 @@
 //! Connections written frame by frame, cut anywhere, with holes anywhere.
 
+mod holes;
+mod world;
+
 use proptest::prelude::*;
 
 use super::Connection;
@@ -82,6 +85,11 @@ impl Feed {
 
     fn gap(&mut self, direction: Direction, len: u64) {
         self.segment(direction, Segment::Gap(len), len);
+    }
+
+    /// Whoever copies says that a frame begins here.
+    fn boundary(&mut self, direction: Direction) {
+        self.connection.on_boundary(direction);
     }
 
     fn end(&mut self, end: End) {
@@ -235,8 +243,11 @@ fn a_hole_in_a_block_makes_what_is_behind_it_unknown_and_nothing_wrong() {
 #[test]
 fn a_connection_met_late_is_read_from_its_next_frame() {
     let mut feed = Feed::of(Connection::joined(Limits::default()));
-    feed.bytes(SERVER, b"the middle of a frame, which could be anything");
+    feed.bytes(SERVER, &[b"the middle of a frame, which could be anything", &response(5, "404", true)[..]].concat());
+    feed.bytes(SERVER, &response(5, "404", true));
+    feed.boundary(SERVER);
     feed.bytes(SERVER, &[response(7, "200", false), data(7, b"x", true)].concat());
+    feed.boundary(CLIENT);
     feed.bytes(CLIENT, &frame(1, 5, 9, &[0x82, 0xbf, 0x87]));
     feed.bytes(CLIENT, &request(11, "/new", true));
     feed.bytes(SERVER, &[response(11, "200", true), response(9, "500", true)].concat());
@@ -278,6 +289,7 @@ fn lost_records_leave_open_streams_their_names() {
     let mut feed = Feed::new();
     feed.bytes(CLIENT, &[request(1, "/a", true), request(3, "/b", true)].concat());
     feed.connection.on_loss(Timestamp(feed.time), &mut feed.events);
+    feed.boundary(SERVER);
     feed.bytes(SERVER, &response(1, "200", true));
     feed.tick(11 * SECOND);
     assert_eq!(feed.lines(), ["GET /a 200 ?", "GET /b -"]);
