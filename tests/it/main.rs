@@ -14,6 +14,7 @@ mod cli;
 mod finder;
 mod http2;
 mod http2_frames;
+mod http2_late;
 mod http3;
 mod late;
 mod lifecycle;
