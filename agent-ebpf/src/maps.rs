@@ -67,9 +67,10 @@ pub(crate) static MUTED: LruHashMap<u32, u8> = LruHashMap::with_max_entries(16_3
 #[map]
 pub(crate) static TLS_SOCKETS: LruHashMap<u64, TlsSocket> = LruHashMap::with_max_entries(65_536, 0);
 
-/// `ClientHello`s by the first half of their random: read by the call that first moves bytes of the TLS object.
+/// `ClientHello`s, by the process that sent or received it: read by the call that first moves bytes of the TLS object. By
+/// process, because one that passes bytes on (a proxy of TCP, a tunnel) sends the client's hello again.
 #[map]
-pub(crate) static HELLOS: LruHashMap<[u64; 2], Hello> = LruHashMap::with_max_entries(16_384, 0);
+pub(crate) static HELLOS: LruHashMap<HelloKey, Hello> = LruHashMap::with_max_entries(32_768, 0);
 
 /// TLS objects, by process and address. An address that is used again is recognised by its binding.
 #[map]
@@ -96,14 +97,20 @@ pub(crate) struct TlsSocket {
     pub(crate) bound: u64,
 }
 
-/// Ends of the connection that a ClientHello was seen on; 0: not seen on this machine.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct HelloKey {
+    /// The first half.
+    pub(crate) random: [u64; 2],
+    pub(crate) tgid: u64,
+}
+
+/// Ends of the connection that a ClientHello was seen on by one process; 0: not by this one.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Hello {
     pub(crate) client: u64,
     pub(crate) server: u64,
-    pub(crate) client_tgid: u32,
-    pub(crate) server_tgid: u32,
 }
 
 /// An address in a process.
@@ -147,6 +154,8 @@ pub(crate) struct Call {
     pub(crate) len: u64,
     /// Address of the number of bytes moved, where the call has one.
     pub(crate) moved: u64,
+    /// The stack pointer at its beginning; 0: of no interest.
+    pub(crate) stack: u64,
 }
 
 /// What a thread did last.
@@ -154,6 +163,8 @@ pub(crate) struct Call {
 #[derive(Clone, Copy)]
 pub(crate) struct Thread {
     pub(crate) call: Call,
+    /// The call that `call` is made by: of an object whose records another object carries, as to an HTTPS proxy.
+    pub(crate) above: Call,
     /// TLS socket used inside `call`; 0: none.
     pub(crate) nested: u64,
     /// TLS socket received from last.

@@ -7,7 +7,7 @@
 use core::arch::asm;
 use core::mem::zeroed;
 
-use agent_common::classify::{is_tls_application_data, is_tls_expansion};
+use agent_common::classify::{is_tls_application_data, is_tls_expansion, is_tls_record};
 use agent_common::config::paused;
 use agent_common::counters::Counter;
 use agent_common::event::{Open, association, direction, protocol};
@@ -21,8 +21,8 @@ use crate::copy::{self, user};
 use crate::emit::count;
 use crate::kernel::{self, probe};
 use crate::maps::{
-    CONFIG, ConnState, HELLOS, Hello, LIBRARIES, MUTED, OpenScratch, SCRATCH, Scratch, StreamKey, THREADS, TLS_SOCKETS,
-    TLS_STREAMS, Thread, TlsSocket, TlsState, WALKED_SOCKETS, WalkedKey, forget, slot,
+    CONFIG, ConnState, HELLOS, Hello, HelloKey, LIBRARIES, MUTED, OpenScratch, SCRATCH, Scratch, StreamKey, THREADS,
+    TLS_SOCKETS, TLS_STREAMS, Thread, TlsSocket, TlsState, WALKED_SOCKETS, WalkedKey, forget, slot,
 };
 use crate::socket::{Socket, of_descriptor};
 use crate::stream::{self, Moved, flag, verdict};
@@ -205,33 +205,32 @@ fn hello(state: &mut ConnState, moved: &Moved, source: &Source, word: u64) {
     }
 }
 
-/// Make a ClientHello known to the objects of its two ends.
+/// Make a ClientHello known to the objects of this process.
 #[inline(always)]
 fn register(random: &[u64; 2], socket: u64, direction: u8) {
-    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let key = hello_key(random);
     let is_client = direction == direction::SEND;
-    let fresh = if is_client {
-        Hello { client: socket, server: 0, client_tgid: tgid, server_tgid: 0 }
-    } else {
-        Hello { client: 0, server: socket, client_tgid: 0, server_tgid: tgid }
-    };
-    // The two ends may come at once: who comes second adds to the other's.
-    if HELLOS.insert(random, fresh, BPF_NOEXIST.into()).is_err()
-        && let Some(found) = HELLOS.get_ptr_mut(random)
+    let fresh = if is_client { Hello { client: socket, server: 0 } } else { Hello { client: 0, server: socket } };
+    // Where both ends are in one process they may come at once: who comes second adds to the other's.
+    if HELLOS.insert(key, fresh, BPF_NOEXIST.into()).is_err()
+        && let Some(found) = HELLOS.get_ptr_mut(key)
     {
         // SAFETY: a map value; each end writes its own half.
         let found = unsafe { &mut *found };
         if is_client {
-            found.client_tgid = tgid;
             found.client = socket;
         } else {
-            found.server_tgid = tgid;
             found.server = socket;
         }
     }
     let seen = TlsSocket { hello_ns: stream::now(), bound: 0 };
     // As in `begin`.
     _ = TLS_SOCKETS.insert(socket, seen, 0);
+}
+
+#[inline(always)]
+fn hello_key(random: &[u64; 2]) -> HelloKey {
+    HelloKey { random: *random, tgid: bpf_get_current_pid_tgid() >> 32 }
 }
 
 /// The process is excluded by the agent's filters: its calls cost this look-up and no more.
@@ -277,8 +276,7 @@ fn note(socket: u64, moved: &Moved, word: u64) -> *mut TlsState {
     }
     let (object, plain) = (thread.written, thread.written_len);
     thread.written = 0;
-    let encrypted = u64::from((word >> 24) as u8) << 8 | u64::from((word >> 32) as u8);
-    if object <= SEVERAL || !is_tls_application_data(word) || !is_tls_expansion(plain, encrypted) {
+    if object <= SEVERAL || !is_record_of(word, plain) {
         return none;
     }
     let key = StreamKey { object, tgid: bpf_get_current_pid_tgid() >> 32 };
@@ -386,6 +384,8 @@ pub(crate) struct Yield {
     pub(crate) threaded: bool,
     /// The socket that the object names; 0: it does not.
     pub(crate) named: u64,
+    /// Where the bytes are, if they are in one piece.
+    pub(crate) base: u64,
 }
 
 /// Report the bytes that a call moved.
@@ -460,30 +460,32 @@ fn identify(state: &mut TlsState, moved: &Yield, layout: &Layout, slot: u32) {
     if moved.named != 0 {
         bind(state, moved.named, association::DESCRIPTOR, slot);
     }
-    if matches!(state.association, association::NESTED | association::LEARNED)
-        // SAFETY: only asked whether it is there.
-        && unsafe { TLS_SOCKETS.get(&state.socket) }.is_none()
-    {
+    if matches!(state.association, association::NESTED | association::LEARNED) && !is_open(state) {
         // Its connection is gone: another object has its address.
         restart(state);
     }
     if let Some(random) = random(moved.object, layout)
         && random[0] != 0
     {
-        if state.random != random[0] {
-            if state.random != 0 {
-                // Memory that was freed and used again.
-                restart(state);
-            }
-            state.random = random[0];
-        }
-        if state.association != association::RANDOM
+        let is_news = state.random != random[0];
+        if is_news || state.association != association::RANDOM {
             // SAFETY: read only; its halves are written once.
-            && let Some(hello) = unsafe { HELLOS.get(&random) }
-        {
-            let socket = side(hello, moved.object, layout);
-            if socket != 0 {
-                bind(state, socket, association::RANDOM, slot);
+            let hello = unsafe { HELLOS.get(hello_key(&random)) };
+            if is_news {
+                // Memory that was freed and used again; unless its socket lives on, where a new handshake within the old one
+                // (TLS 1.2) had a hello that nobody can see.
+                if state.random != 0 && (hello.is_some() || !is_open(state)) {
+                    restart(state);
+                }
+                state.random = random[0];
+            }
+            if state.association != association::RANDOM
+                && let Some(hello) = hello
+            {
+                let socket = side(hello, moved.object, layout);
+                if socket != 0 {
+                    bind(state, socket, association::RANDOM, slot);
+                }
             }
         }
     }
@@ -506,23 +508,23 @@ fn random(object: u64, layout: &Layout) -> Option<[u64; 2]> {
     user::<[u64; 2]>(base.wrapping_add(u64::from(layout.random)))
 }
 
+/// The object is bound to a socket that is not gone.
+#[inline(always)]
+fn is_open(state: &TlsState) -> bool {
+    // SAFETY: only asked whether it is there.
+    state.association != association::NONE && unsafe { TLS_SOCKETS.get(&state.socket) }.is_some()
+}
+
 /// Which end of the connection the object is; 0: it cannot be told.
 #[inline(always)]
 fn side(hello: &Hello, object: u64, layout: &Layout) -> u64 {
-    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let client = hello.client != 0 && hello.client_tgid == tgid;
-    let server = hello.server != 0 && hello.server_tgid == tgid;
-    if client != server {
-        return if client { hello.client } else { hello.server };
-    }
     if layout.server != UNKNOWN {
         let Some(byte) = user::<u8>(object.wrapping_add(u64::from(layout.server))) else { return 0 };
         return if byte & layout.server_mask != 0 { hello.server } else { hello.client };
     }
-    // Handed on by the process that made the handshake: one end is enough if it is the only one.
-    if !client && hello.client == 0 {
+    if hello.client == 0 {
         hello.server
-    } else if !client && hello.server == 0 {
+    } else if hello.server == 0 {
         hello.client
     } else {
         0
@@ -534,7 +536,10 @@ fn side(hello: &Hello, object: u64, layout: &Layout) -> u64 {
 fn evidence(state: &mut TlsState, moved: &Yield, slot: u32) {
     let Some(thread) = thread() else { return };
     let nested = thread.nested;
-    thread.nested = 0;
+    if thread.call.object == 0 {
+        // Else the call goes on above, and the socket is below that object, too.
+        thread.nested = 0;
+    }
     let exact = state.association == association::RANDOM || state.association == association::DESCRIPTOR;
     if nested != 0 && !exact {
         bind(state, nested, association::NESTED, slot);
@@ -553,8 +558,36 @@ fn evidence(state: &mut TlsState, moved: &Yield, slot: u32) {
             thread.written_len = moved.len;
         }
     } else if thread.written != moved.object {
+        let (above, plain) = (thread.written, thread.written_len);
         thread.written = SEVERAL;
+        if above != SEVERAL && exact {
+            carries(above, plain, moved, state.socket, slot);
+        }
     }
+}
+
+/// The object that was written to before may be one whose record this write carries: TLS within TLS. Then the socket is
+/// below both.
+#[inline(always)]
+fn carries(above: u64, plain: u64, moved: &Yield, socket: u64, slot: u32) {
+    let Some(word) = user::<u64>(moved.base) else { return };
+    if !is_tls_record(word) || !is_record_of(word, plain) {
+        return;
+    }
+    let key = StreamKey { object: above, tgid: bpf_get_current_pid_tgid() >> 32 };
+    let Some(found) = TLS_STREAMS.get_ptr_mut(key) else { return };
+    // SAFETY: a map value.
+    let state = unsafe { &mut *found };
+    if state.association == association::NONE {
+        bind(state, socket, association::NESTED, slot);
+    }
+}
+
+/// The record at the start of a word holds this much plaintext.
+#[inline(always)]
+fn is_record_of(word: u64, plain: u64) -> bool {
+    let encrypted = u64::from((word >> 24) as u8) << 8 | u64::from((word >> 32) as u8);
+    is_tls_application_data(word) && is_tls_expansion(plain, encrypted)
 }
 
 /// The socket behind a file descriptor of this process, as it is known to the socket programs; 0: none that carries TLS.

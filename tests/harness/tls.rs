@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::{find, wait_until};
 
 pub mod clients;
+pub mod forms;
 pub mod programs;
 pub mod servers;
 

@@ -23,5 +23,6 @@ mod otlp;
 mod plaintext;
 mod sockets;
 mod tls;
+mod tls_forms;
 mod tls_safety;
 mod trace;

@@ -19,7 +19,7 @@ const APPLICATION_DATA: u8 = 23;
 /// Records that OpenSSL makes together at most (`SSL_MAX_PIPELINES`).
 const PIPELINES: u64 = 32;
 
-const NO_CALL: Call = Call { object: 0, buffer: 0, len: 0, moved: 0 };
+const NO_CALL: Call = Call { object: 0, buffer: 0, len: 0, moved: 0, stack: 0 };
 
 #[inline(always)]
 fn cookie(ctx: *mut core::ffi::c_void) -> Cookie {
@@ -42,20 +42,22 @@ pub(crate) fn tls_enter(ctx: ProbeContext) -> u32 {
         form::OUT5 => fifth,
         _ => 0,
     };
-    let (object, second) = (registers.argument(0), registers.argument(1));
+    let (object, second, stack) = (registers.argument(0), registers.argument(1), registers.stack());
     let call = if cookie.form == form::CHUNKS {
         // `OutboundChunks`: 0, pointer, length; or pointer and number of slices, start, end. Read now: the struct is the
         // callee's to change, what it points to is not.
         let Some(words) = user::<[u64; 4]>(second) else { return 0 };
         if words[0] == 0 {
-            Call { object, buffer: words[1], len: 0, moved: 0 }
+            Call { object, buffer: words[1], len: 0, moved: 0, stack }
         } else {
-            Call { object, buffer: words[0], len: words[2], moved: words[1] }
+            Call { object, buffer: words[0], len: words[2], moved: words[1], stack }
         }
     } else {
-        Call { object, buffer: second, len: registers.argument(2), moved }
+        Call { object, buffer: second, len: registers.argument(2), moved, stack }
     };
     if let Some(thread) = tls::thread() {
+        // A call whose stack begins above ours has not returned yet.
+        thread.above = if thread.call.stack > stack { thread.call } else { NO_CALL };
         thread.call = call;
         thread.nested = 0;
     }
@@ -84,7 +86,8 @@ fn returned(registers: Registers, cookie: Cookie) {
     if call.object == 0 {
         return;
     }
-    thread.call = NO_CALL;
+    thread.call = thread.above;
+    thread.above = NO_CALL;
     let result = registers.result();
     let moved = match cookie.form {
         form::INT => i64::from(result as i32),
@@ -109,7 +112,8 @@ fn returned(registers: Registers, cookie: Cookie) {
         form::CHUNKS if call.moved != 0 => Source::OPAQUE,
         _ => Source { kind: Kind::Buffer, base: call.buffer, count: 0 },
     };
-    tls::report(&Yield { cookie, object: call.object, len: moved as u64, threaded: true, named: 0 }, source);
+    let base = source.base;
+    tls::report(&Yield { cookie, object: call.object, len: moved as u64, threaded: true, named: 0, base }, source);
 }
 
 /// A place where the registers, and what they lead to, are all there is to know: rustls, and OpenSSL's records.
@@ -132,7 +136,7 @@ pub(crate) fn tls_push(ctx: ProbeContext) -> u32 {
     };
     if let Some(Pushed { object, base, len }) = pushed {
         let source = Source { kind: Kind::Buffer, base, count: 0 };
-        tls::report(&Yield { cookie, object, len, threaded: true, named: 0 }, source);
+        tls::report(&Yield { cookie, object, len, threaded: true, named: 0, base }, source);
     }
     0
 }
@@ -184,7 +188,8 @@ pub(crate) fn go_enter(ctx: ProbeContext) -> u32 {
     if registers.branches() {
         return 0;
     }
-    let call = Call { object: registers.go_argument(0), buffer: registers.go_argument(1), len: 0, moved: 0 };
+    let (object, buffer) = (registers.go_argument(0), registers.go_argument(1));
+    let call = Call { object, buffer, len: 0, moved: 0, stack: 0 };
     // Full maps evict; without the entry the bytes are missing.
     _ = GOROUTINES.insert(goroutine(&registers), call, 0);
     0
@@ -251,7 +256,7 @@ fn goroutine(registers: &Registers) -> StreamKey {
 fn go_report(cookie: Cookie, object: u64, buffer: u64, len: u64) {
     let source = Source { kind: Kind::Buffer, base: buffer, count: 0 };
     let named = go_descriptor(object).map_or(0, tls::named);
-    tls::report(&Yield { cookie, object, len, threaded: false, named }, source);
+    tls::report(&Yield { cookie, object, len, threaded: false, named, base: buffer }, source);
 }
 
 /// `tls.Conn.conn`, an interface: type, then a pointer to `net.TCPConn`, which begins with a pointer to `net.netFD`,
