@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use agent::tls_targets::elf::Image;
 use agent::tls_targets::{Effort, Found, Probe, Program, Stack, Target, find, x86};
 use agent_common::event::direction;
-use agent_common::tls::{Layout, UNKNOWN, form};
+use agent_common::tls::{UNKNOWN, form};
 use weir_tests::harness::{find as harness_find, skip};
 
 /// The file of a library, wherever the machine's architecture keeps it.

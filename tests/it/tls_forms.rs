@@ -101,7 +101,7 @@ fn every_form_is_reported_once(name: &str, linked: Linked) {
         let faults = faults(&calls, *pid, made);
         if !faults.is_empty() {
             let some: Vec<_> = faults.iter().take(10).collect();
-            write!(wrong, "{form}, process {pid}: {} faults {some:#?}\n", faults.len()).unwrap();
+            writeln!(wrong, "{form}, process {pid}: {} faults {some:#?}", faults.len()).unwrap();
         }
     }
     assert!(wrong.is_empty(), "{wrong}\n{losses}");
