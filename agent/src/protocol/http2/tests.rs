@@ -1,6 +1,7 @@
 //! Connections written frame by frame, cut anywhere, with holes anywhere.
 
 mod holes;
+mod pcap;
 mod world;
 
 use proptest::prelude::*;
