@@ -4,7 +4,7 @@ use std::fs;
 
 use super::line;
 use crate::model::{Direction, Incomplete, Timestamp};
-use crate::protocol::{Done, End, Event, Limits, Operation, Protocol as _, Segment, Wire, start};
+use crate::protocol::{Done, End, Event, Limits, Operation, Segment, Wire, start};
 
 const CAPTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/pcap");
 
