@@ -96,6 +96,8 @@ pub struct Counts {
     pub tls_sockets: u64,
     /// Of these, the ones that ended without a TLS library having yielded their plaintext.
     pub tls_unread: u64,
+    /// Processes that use TLS and went from the list for others.
+    pub tls_processes_evicted: u64,
     /// Exchanges whose socket was not found in time.
     pub peer_unknown: u64,
     /// Exchanges put out by how they were linked.
@@ -579,8 +581,13 @@ fn settle(
             Event::Progress(done) => {
                 // Before its socket is known nobody can say whose it is; without its request it has no identity yet.
                 let known = !matches!(conn.layer, Layer::Stream { socket: None, .. });
-                if let Some(open) = conn.open.iter().find(|open| known && open.key == done.exchange) {
-                    let context = open.context;
+                let Some(open) = conn.open.iter_mut().find(|open| open.key == done.exchange) else { continue };
+                if done.response.is_some() && open.role == Role::Server && !open.left_thread {
+                    open.left_thread = true;
+                    tracer.leave_thread(open.thread);
+                }
+                let context = open.context;
+                if known {
                     out.push(Output::Progress(Box::new(exchange(conn, *done, context))));
                 }
             }
@@ -614,7 +621,8 @@ fn on_request(
         }
         Role::Client => tracer.client(thread, carried),
     };
-    conn.open.push(OpenExchange { key: head.exchange, position, role, thread, context, carried, link });
+    let key = head.exchange;
+    conn.open.push(OpenExchange { key, position, role, thread, context, carried, link, left_thread: false });
     if head.exports_otlp && role == Role::Client {
         out.push(Output::SelfInstrumented(conn.info.process));
     }
@@ -662,7 +670,11 @@ fn exchange(conn: &Conn, done: Done, trace: TraceContext) -> Exchange {
 
 fn end_open(tracer: &mut Tracer, open: &OpenExchange) {
     if open.role == Role::Server {
-        tracer.end_server(open.thread, open.carried, &open.context);
+        if open.left_thread {
+            tracer.end_left(open.thread.pid, open.carried, &open.context);
+        } else {
+            tracer.end_server(open.thread, open.carried, &open.context);
+        }
     }
 }
 

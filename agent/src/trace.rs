@@ -260,17 +260,28 @@ impl Tracer {
         Some((server, client))
     }
 
-    /// A server's exchange ended; `carried` is what its request carried.
-    pub fn end_server(&mut self, thread: Thread, carried: Option<Traceparent>, context: &TraceContext) {
+    /// A server's exchange goes on without holding the thread that took its request: that is free for others, and what
+    /// it calls from here on is not known to be for this one.
+    pub fn leave_thread(&mut self, thread: Thread) {
         if let Some(served) = self.threads.get_mut(&thread) {
             served.open = served.open.saturating_sub(1);
             if served.open == 0 {
                 served.context = None;
             }
         }
-        self.leave_trace(thread.pid, context.trace_id);
+    }
+
+    /// A server's exchange ended; `carried` is what its request carried.
+    pub fn end_server(&mut self, thread: Thread, carried: Option<Traceparent>, context: &TraceContext) {
+        self.leave_thread(thread);
+        self.end_left(thread.pid, carried, context);
+    }
+
+    /// A server's exchange ended that had left its thread before.
+    pub fn end_left(&mut self, pid: u32, carried: Option<Traceparent>, context: &TraceContext) {
+        self.leave_trace(pid, context.trace_id);
         // Remembered beyond its end: a process may answer first and pass the value on afterwards.
-        if let Some(received) = carried.and_then(|carried| self.incoming.get_mut(&(thread.pid, carried))) {
+        if let Some(received) = carried.and_then(|carried| self.incoming.get_mut(&(pid, carried))) {
             received.open = received.open.saturating_sub(1);
         }
     }

@@ -941,6 +941,44 @@ fn a_client_that_exports_spans_is_told_of() {
 }
 
 #[test]
+fn a_websocket_is_told_of_at_once_and_holds_no_thread() {
+    let mut script = Script::default();
+    let mut socket = script.connect(1, 100, 200);
+    let mut back = script.connect(2, 200, 300);
+    script.send(&mut socket, CLIENT, b"GET /chat HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n");
+    script.send(&mut socket, SERVER, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n");
+    // The thread that took the upgrade calls someone for another reason.
+    script.exchange(&mut back, 2);
+    script.send(&mut socket, SERVER, b"\x81\x02hi");
+    for end in &socket.0 {
+        script.close(end, true, true, false);
+    }
+    let played = script.play();
+    assert_eq!(played.of(2, Role::Client).trace.parent, None);
+    let told: Vec<_> = played
+        .out
+        .iter()
+        .filter_map(|output| match output {
+            Output::Progress(exchange) => Some(exchange),
+            _ => None,
+        })
+        .collect();
+    let ended: Vec<_> =
+        played.exchanges().into_iter().filter(|exchange| exchange.outcome == Outcome::Upgraded).collect();
+    assert_eq!((told.len(), ended.len()), (2, 2));
+    for (told, ended) in told.iter().zip(&ended) {
+        let counts = |exchange: &Exchange| exchange.response.as_ref().unwrap().body.messages.map(|it| it.count);
+        assert_eq!((counts(told), counts(ended)), (Some(0), Some(1)));
+    }
+    let spans = |all: &[&Exchange]| {
+        all.iter().map(|exchange| exchange.trace.span_id.0).collect::<std::collections::BTreeSet<_>>()
+    };
+    let told: Vec<&Exchange> = told.iter().map(|exchange| &***exchange).collect();
+    assert_eq!(spans(&told), spans(&ended));
+    assert_eq!(played.capture.counts().exchanges, 4);
+}
+
+#[test]
 fn a_forgotten_connection_leaves_nothing_open() {
     let mut script = Script::default();
     let mut wire = script.connect(1, 100, 200);

@@ -108,6 +108,8 @@ pub struct OpenExchange {
     pub context: TraceContext,
     pub carried: Option<Traceparent>,
     pub link: Link,
+    /// Its response is a stream that goes on: it does not hold its thread any more.
+    pub left_thread: bool,
 }
 
 /// What tells the two ends of a connection apart from all others: the addresses, seen from one end.

@@ -55,7 +55,8 @@ pub enum Outcome {
     Timeout,
     /// The stream was reset with this error code (RFC 9113 section 7), or refused by GOAWAY.
     StreamReset(u32),
-    /// The protocol was left (101, successful CONNECT); the exchange ends with the response's head.
+    /// The protocol was left (101, successful CONNECT); the exchange ends with the response's head, or that of a
+    /// WebSocket with the WebSocket.
     Upgraded,
 }
 

@@ -94,6 +94,20 @@ pub struct Done {
     pub operation: Operation,
 }
 
+impl Done {
+    /// Bytes of memory held.
+    pub fn memory(&self) -> usize {
+        let request = self.request.as_ref().map_or(0, |request| {
+            let line = request.method.len() + request.target.len();
+            line + request.headers.memory() + request.trailers.memory() + request.body.prefix.capacity()
+        });
+        let response = self.response.as_ref().map_or(0, |response| {
+            response.headers.memory() + response.trailers.memory() + response.body.prefix.capacity()
+        });
+        size_of::<Self>() + request + response
+    }
+}
+
 /// Bounds on what a peer can make us keep or do; each has its reason beside its default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -109,7 +123,7 @@ pub struct Limits {
     pub chunk_line: usize,
     /// Longest trailer section.
     pub trailer_bytes: usize,
-    /// First bytes of a body that are kept for detectors; 0 keeps none.
+    /// First bytes that are kept of content which may tell what a call is ([`content::request_prefix`]); 0 keeps none.
     pub body_prefix: usize,
     /// A request without response is given up after this long.
     pub response_timeout_ns: u64,

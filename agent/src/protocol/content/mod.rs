@@ -7,6 +7,7 @@
 
 mod event_stream;
 mod grpc;
+mod prefix;
 mod websocket;
 
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod tests;
 
 use self::event_stream::EventStream;
 use self::grpc::{Grpc, Web};
+pub use self::prefix::{request_prefix, response_prefix};
 use self::websocket::WebSocket;
 use crate::model::{Headers, MessageKind, Messages};
 
@@ -118,7 +120,7 @@ impl Reader {
     }
 
     /// A WebSocket's close frame has gone by whole: this direction says nothing more.
-    pub fn is_closed(&self) -> bool {
+    pub const fn is_closed(&self) -> bool {
         matches!(&self.0, State::WebSocket(socket) if socket.is_closed())
     }
 

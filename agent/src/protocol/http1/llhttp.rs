@@ -17,8 +17,12 @@ const FILES: &[(&str, &str)] = &[
     ("response/finish", include_str!("../../../../tests/fixtures/http1/response/finish.md")),
     ("response/sample", include_str!("../../../../tests/fixtures/http1/response/sample.md")),
 ];
+/// Why the response to an upgrade to HTTP/2 is none.
+const H2C: &str = "the response comes in HTTP/2";
 /// `(file, case, what we find, why)`, where llhttp finds something else.
 const DIFFERENCES: &[(&str, &str, &str, &str)] = &[
+    ("response/connection", "HTTP 101 response with Upgrade and Content-Length header", "", H2C),
+    ("response/connection", "HTTP 101 response with Upgrade and Transfer-Encoding header", "", H2C),
     (
         "request/connection",
         "`keep-alive`: No restart when keep-alive is off (1.0)",

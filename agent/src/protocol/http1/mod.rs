@@ -10,7 +10,9 @@
 
 mod body;
 mod head;
+mod messages;
 mod upgrade;
+mod websocket;
 
 #[cfg(test)]
 mod llhttp;
@@ -22,6 +24,8 @@ use std::collections::VecDeque;
 use self::body::{Content, Framing, GapProgress};
 use self::head::{Head, Method, Parsed, Reading, RequestLead};
 pub use self::head::{Start, looks_like_start};
+use self::messages::Readers;
+use super::progress::Due;
 use super::{Done, End, Event, Limits, Operation, Protocol, RequestHead, Segment};
 use crate::model::{Body, Direction, Headers, Incomplete, Outcome, Request, Response, Timestamp, Timing, Version};
 
@@ -37,6 +41,8 @@ const START_LOOKS: usize = 64;
 const TURNS_TO_TRUST: u32 = 64;
 /// Overlaps just after pairing took up again, after which the client counts as one that pipelines.
 const DOUBTS_TO_DISTRUST: u32 = 3;
+/// A stream of messages may be silent for so many times the limit of other responses.
+const STREAM_PATIENCE: u64 = 12;
 
 /// One connection.
 #[derive(Debug)]
@@ -117,6 +123,9 @@ struct Entry {
     interim: u16,
     /// Last byte of either message.
     last: Timestamp,
+    /// What is read of the content.
+    readers: Option<Box<Readers>>,
+    told: Due,
 }
 
 /// Where the response is.
@@ -224,12 +233,14 @@ impl Protocol for Connection {
         let mut index = 0;
         while let Some(entry) = self.known.get_mut(index) {
             moving = moving.max(entry.last);
-            if now.since(moving) < limit {
+            let patience = if entry.is_stream() { STREAM_PATIENCE } else { 1 };
+            if now.since(moving) < limit.saturating_mul(patience) {
+                entry.progress(now, out);
                 index += 1;
                 continue;
             }
             let phase = entry.phase;
-            if let Some(mut done) = entry.done.take() {
+            if let Some(mut done) = entry.take() {
                 if phase == Phase::Complete {
                     done.outcome = Outcome::Complete;
                 } else {
@@ -387,13 +398,9 @@ impl Connection {
         let State::Content { content, .. } = &mut stream.state else {
             return bytes.len();
         };
-        let most = self.limits.body_prefix;
         let progress = if let Some(entry) = entry {
             entry.touch(is_request, operation.time);
-            match entry.body(is_request) {
-                Some(body) => content.push(bytes, &self.limits, &mut |payload| count(body, payload, most)),
-                None => content.push(bytes, &self.limits, &mut |_| {}),
-            }
+            content.push(bytes, &self.limits, &mut |payload| entry.on_payload(is_request, payload))
         } else {
             content.push(bytes, &self.limits, &mut |_| {})
         };
@@ -436,9 +443,7 @@ impl Connection {
         };
         if let Some(entry) = self.entry(is_request) {
             entry.touch(is_request, operation.time);
-            if let Some(body) = entry.body(is_request) {
-                body.seen = body.seen.saturating_add(payload);
-            }
+            entry.on_payload_gap(is_request, payload);
         }
         if let Some(beyond) = beyond {
             self.stream(direction).state = State::Start;
@@ -465,8 +470,13 @@ impl Connection {
     fn lose_framing(&mut self, direction: Direction, reason: Incomplete, operation: Operation, out: &mut Vec<Event>) {
         let is_request = self.requests == Some(direction);
         self.stream(direction).state = State::Content { content: Content::inferred(), loose: true };
-        if let Some(done) = self.entry(is_request).and_then(|entry| entry.done.as_mut()) {
-            done.incomplete = done.incomplete.or(Some(reason));
+        if let Some(entry) = self.entry(is_request) {
+            if let Some(readers) = &mut entry.readers {
+                readers.on_loss(is_request);
+            }
+            if let Some(done) = &mut entry.done {
+                done.incomplete = done.incomplete.or(Some(reason));
+            }
         }
         if is_request {
             // The next request may begin unseen.
@@ -936,7 +946,8 @@ impl Connection {
             operation,
         });
         let phase = Phase::Awaited;
-        Entry { done: Some(done), method, request_open: true, phase, interim: 0, last: operation.time }
+        let (readers, told) = (None, Due::default());
+        Entry { done: Some(done), method, request_open: true, phase, interim: 0, last: operation.time, readers, told }
     }
 
     fn place(&mut self, entry: Entry, paired: bool, operation: Operation, out: &mut Vec<Event>) {
@@ -973,6 +984,9 @@ impl Connection {
             }));
         }
         let content = Content::new(framing);
+        if content.is_some() {
+            entry.read_request(&self.limits);
+        }
         if content.is_none() {
             entry.end_request(framing != Framing::Unknown, operation.time);
         }
@@ -1044,7 +1058,10 @@ impl Connection {
         let doubtful = method == Method::Unknown || framing == Framing::Unknown;
         let framing = if framing == Framing::Unknown { Framing::UntilClose } else { framing };
         match Content::new(framing) {
-            Some(content) => self.stream(direction).state = State::Content { content, loose: doubtful },
+            Some(content) => {
+                entry.read_response(&self.limits);
+                self.stream(direction).state = State::Content { content, loose: doubtful };
+            }
             None => self.end_response(true, out),
         }
     }
@@ -1086,6 +1103,8 @@ impl Connection {
             phase: Phase::Awaited,
             interim: 0,
             last: time,
+            readers: None,
+            told: Due::default(),
         }
     }
 
@@ -1094,7 +1113,7 @@ impl Connection {
         for (index, mut entry) in self.known.drain(..).enumerate() {
             if index == 0 {
                 entry.finish_body(false, true);
-                self.after = upgrade::after(&mut entry.done, self.limits, self.next, operation.time);
+                self.after = upgrade::after(&mut entry.done, self.limits, self.next, operation.time, out);
                 entry.report(Outcome::Upgraded, None, operation.time, out);
             } else {
                 entry.report(Outcome::Complete, Some(Incomplete::Abandoned), operation.time, out);
@@ -1140,8 +1159,9 @@ impl Connection {
     }
 
     fn report_finished(&mut self, out: &mut Vec<Event>) {
-        while let Some(entry) = self.known.pop_front_if(|entry| entry.phase == Phase::Complete && !entry.request_open) {
-            if let Some(done) = entry.done {
+        let over = |entry: &mut Entry| entry.phase == Phase::Complete && !entry.request_open;
+        while let Some(mut entry) = self.known.pop_front_if(over) {
+            if let Some(done) = entry.take() {
                 out.push(Event::Done(done));
             }
         }
@@ -1171,12 +1191,75 @@ impl Connection {
 }
 
 impl Entry {
-    fn body(&mut self, of_request: bool) -> Option<&mut Body> {
-        let done = self.done.as_mut()?;
-        if of_request {
-            done.request.as_mut().map(|request| &mut request.body)
-        } else {
-            done.response.as_mut().map(|response| &mut response.body)
+    /// Payload of a message's content.
+    fn on_payload(&mut self, of_request: bool, payload: &[u8]) {
+        let (Some(body), readers) = self.content(of_request) else { return };
+        body.seen = body.seen.saturating_add(payload.len() as u64);
+        if let Some(readers) = readers {
+            readers.on_bytes(of_request, body, payload);
+        }
+    }
+
+    /// Payload that was not seen.
+    fn on_payload_gap(&mut self, of_request: bool, len: u64) {
+        let (Some(body), readers) = self.content(of_request) else { return };
+        body.seen = body.seen.saturating_add(len);
+        if let Some(readers) = readers {
+            readers.on_gap(of_request, len);
+        }
+    }
+
+    fn content(&mut self, of_request: bool) -> (Option<&mut Body>, Option<&mut Readers>) {
+        let body = self.done.as_mut().and_then(|done| {
+            if of_request {
+                done.request.as_mut().map(|request| &mut request.body)
+            } else {
+                done.response.as_mut().map(|response| &mut response.body)
+            }
+        });
+        (body, self.readers.as_deref_mut())
+    }
+
+    fn read_request(&mut self, limits: &Limits) {
+        let request = self.done.as_ref().and_then(|done| done.request.as_ref());
+        self.readers = request.and_then(|request| Readers::of_request(&request.headers, limits.body_prefix));
+    }
+
+    fn read_response(&mut self, limits: &Limits) {
+        let Some(done) = &self.done else { return };
+        let request = done.request.as_ref().map(|request| &request.body);
+        if let Some(response) = &done.response {
+            Readers::on_response(&mut self.readers, &response.headers, request, limits.body_prefix);
+        }
+    }
+
+    /// Its response is a series of messages.
+    fn is_stream(&self) -> bool {
+        self.phase == Phase::Moving && self.readers.as_ref().is_some_and(|readers| readers.is_stream())
+    }
+
+    /// Tell of it before its end.
+    fn progress(&mut self, now: Timestamp, out: &mut Vec<Event>) {
+        if let Some(done) = &self.done
+            && self.told.take(now.since(done.timing.start))
+        {
+            let mut done = done.clone();
+            self.summarize(&mut done);
+            done.timing.end = now;
+            out.push(Event::Progress(done));
+        }
+    }
+
+    /// What there is to say of it, once.
+    fn take(&mut self) -> Option<Box<Done>> {
+        let mut done = self.done.take()?;
+        self.summarize(&mut done);
+        Some(done)
+    }
+
+    fn summarize(&self, done: &mut Done) {
+        if let Some(readers) = &self.readers {
+            readers.summarize(done.request.as_mut().map(|request| &mut request.body), done.response.as_mut());
         }
     }
 
@@ -1196,15 +1279,15 @@ impl Entry {
     }
 
     fn finish_body(&mut self, of_request: bool, seen: bool) {
-        if let Some(body) = self.body(of_request) {
+        if let Some(body) = self.content(of_request).0 {
             body.complete = seen;
             body.size = seen.then_some(body.seen);
         }
     }
 
     /// Tell of it now, whatever is missing. `time` is the end where no response says otherwise.
-    fn report(self, outcome: Outcome, incomplete: Option<Incomplete>, time: Timestamp, out: &mut Vec<Event>) {
-        let Some(mut done) = self.done else {
+    fn report(mut self, outcome: Outcome, incomplete: Option<Incomplete>, time: Timestamp, out: &mut Vec<Event>) {
+        let Some(mut done) = self.take() else {
             return;
         };
         done.outcome = outcome;
@@ -1216,19 +1299,8 @@ impl Entry {
     }
 
     fn memory(&self) -> usize {
-        let Some(done) = &self.done else {
-            return 0;
-        };
-        let request = done.request.as_ref();
-        let response = done.response.as_ref();
-        let prefixes = request.map_or(0, |request| request.body.prefix.capacity())
-            + response.map_or(0, |response| response.body.prefix.capacity());
-        let target = request.map_or(0, |request| request.target.len() + request.method.len());
-        size_of::<Done>()
-            + prefixes
-            + target
-            + request.map_or(0, |request| headers_memory(&request.headers))
-            + response.map_or(0, |response| headers_memory(&response.headers))
+        let readers = self.readers.as_ref().map_or(0, |readers| readers.memory());
+        self.done.as_ref().map_or(0, |done| done.memory()) + readers
     }
 }
 
@@ -1261,15 +1333,4 @@ impl Unknown {
 /// RFC 9110 section 15.2; 101 is the last response of HTTP/1 on its connection.
 const fn is_interim(status: u16) -> bool {
     matches!(status, 100 | 102..=199)
-}
-
-fn count(body: &mut Body, payload: &[u8], most: usize) {
-    body.seen = body.seen.saturating_add(payload.len() as u64);
-    let room = most.saturating_sub(body.prefix.len()).min(payload.len());
-    body.prefix.extend_from_slice(payload.get(..room).unwrap_or_default());
-}
-
-fn headers_memory(headers: &Headers) -> usize {
-    // Separators are not in the fields: four bytes a line.
-    headers.iter().map(|(name, value)| name.len() + value.len() + 4 + size_of::<crate::model::Field>()).sum()
 }
