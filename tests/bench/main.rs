@@ -5,6 +5,7 @@
 
 mod driver;
 mod floor;
+mod http2;
 mod kernel;
 mod nginx;
 mod process;
@@ -21,8 +22,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 /// A measurement and its name.
 type Measurement = (&'static str, fn(usize) -> Result<serde_json::Value>);
-const ALL: [Measurement; 4] =
-    [("kernel", kernel::run), ("nginx", nginx::run), ("replay", replay::run), ("tls", tls::run)];
+const ALL: [Measurement; 5] =
+    [("kernel", kernel::run), ("nginx", nginx::run), ("http2", http2::run), ("replay", replay::run), ("tls", tls::run)];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -34,9 +35,9 @@ fn main() -> Result<()> {
         [] => ALL.iter().try_for_each(measure),
         [name] => match ALL.iter().find(|(known, _)| *known == name) {
             Some(measurement) => measure(measurement),
-            None => bail!("no measurement {name}: there are kernel, nginx, replay and tls"),
+            None => bail!("no measurement {name}: there are kernel, nginx, http2, replay and tls"),
         },
-        _ => bail!("usage: weir-bench [kernel|nginx|replay|tls]"),
+        _ => bail!("usage: weir-bench [kernel|nginx|http2|replay|tls]"),
     }
 }
 

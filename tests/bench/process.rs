@@ -20,6 +20,8 @@ pub(crate) struct Running(Child);
 pub(crate) struct Server {
     process: Running,
     pub(crate) port: u16,
+    /// Another process of it serves.
+    has_worker: bool,
     _dir: tempfile::TempDir,
 }
 
@@ -111,6 +113,32 @@ pub(crate) fn agent(arguments: &[&str], ready: &str) -> Result<Running> {
     bail!("the agent ended:\n{said}")
 }
 
+/// Files of a server's own.
+struct Certificate {
+    key: PathBuf,
+    certificate: PathBuf,
+}
+
+/// Make them in a directory.
+fn certificate(dir: &Path) -> Result<Certificate> {
+    let made = Certificate { key: dir.join("key.pem"), certificate: dir.join("certificate.pem") };
+    let status = Command::new(find("openssl").context("openssl is not installed")?)
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout"])
+        .arg(&made.key)
+        .arg("-out")
+        .arg(&made.certificate)
+        .stderr(Stdio::null())
+        .status()?;
+    ensure!(status.success(), "openssl made no certificate");
+    Ok(made)
+}
+
+impl Certificate {
+    fn for_nginx(&self) -> String {
+        format!("ssl_certificate {}; ssl_certificate_key {};", self.certificate.display(), self.key.display())
+    }
+}
+
 impl Server {
     /// nginx with one worker, kept on one CPU, that answers `/item` with 600 bytes of JSON.
     pub(crate) fn nginx(cpu: usize) -> Result<Self> {
@@ -120,17 +148,37 @@ impl Server {
     /// The same over TLS, with a certificate of its own.
     pub(crate) fn nginx_tls(cpu: usize) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let (key, certificate) = (dir.path().join("key.pem"), dir.path().join("certificate.pem"));
-        let made = Command::new(find("openssl").context("openssl is not installed")?)
-            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout"])
-            .arg(&key)
-            .arg("-out")
-            .arg(&certificate)
-            .stderr(Stdio::null())
-            .status()?;
-        ensure!(made.success(), "openssl made no certificate");
-        let files = format!("ssl_certificate {}; ssl_certificate_key {};", certificate.display(), key.display());
+        let files = certificate(dir.path())?.for_nginx();
         Self::nginx_at(cpu, dir, " ssl", &files)
+    }
+
+    /// The same over HTTP/2, which clients in the clear have to know before.
+    pub(crate) fn nginx_http2(cpu: usize, encrypted: bool) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        if !encrypted {
+            return Self::nginx_at(cpu, dir, " http2", "");
+        }
+        let files = certificate(dir.path())?.for_nginx();
+        Self::nginx_at(cpu, dir, " ssl http2", &files)
+    }
+
+    /// nghttpd, kept on one CPU, with a file of that size and name.
+    pub(crate) fn nghttpd(cpu: usize, encrypted: bool) -> Result<Self> {
+        let program = find("nghttpd").context("nghttpd is not installed")?;
+        let (dir, port) = (tempfile::tempdir()?, free_port());
+        fs::write(dir.path().join("item"), "x".repeat(600))?;
+        let mut command = Command::new(program);
+        command.args(["--address", "127.0.0.1", "--htdocs"]).arg(dir.path());
+        if encrypted {
+            let certificate = certificate(dir.path())?;
+            command.arg(port.to_string()).arg(certificate.key).arg(certificate.certificate);
+        } else {
+            command.args(["--no-tls", &port.to_string()]);
+        }
+        let child = command.stdout(Stdio::null()).spawn()?;
+        let server = Self::up(child, port, dir)?;
+        pin(server.process.pid() as i32, cpu)?;
+        Ok(server)
     }
 
     fn nginx_at(cpu: usize, dir: tempfile::TempDir, listen: &str, files: &str) -> Result<Self> {
@@ -149,7 +197,7 @@ impl Server {
         let path = dir.path().join("nginx.conf");
         fs::write(&path, conf)?;
         let child = Command::new(program).arg("-c").arg(&path).arg("-e").arg(dir.path().join("error.log")).spawn()?;
-        let server = Self::up(child, port, dir)?;
+        let server = Self { has_worker: true, ..Self::up(child, port, dir)? };
         pin(server.worker()? as i32, cpu)?;
         Ok(server)
     }
@@ -173,15 +221,18 @@ impl Server {
     }
 
     fn up(child: Child, port: u16, dir: tempfile::TempDir) -> Result<Self> {
-        let server = Self { process: Running(child), port, _dir: dir };
+        let server = Self { process: Running(child), port, has_worker: false, _dir: dir };
         let listens = wait_until(|| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok(), PATIENCE);
         ensure!(listens, "the server does not listen");
         Ok(server)
     }
 
-    /// nginx's worker: the process that serves.
+    /// The process that serves: nginx's worker, or the server itself.
     pub(crate) fn worker(&self) -> Result<u32> {
         let pid = self.process.pid();
+        if !self.has_worker {
+            return Ok(pid);
+        }
         let mut worker = None;
         wait_until(
             || {
