@@ -7,7 +7,10 @@ use super::{
 };
 use crate::{
     model::{Body, Direction, Headers, Incomplete, Outcome, Request, Response, Timestamp, Version},
-    protocol::{Event, Operation, RequestHead, content::Reader},
+    protocol::{
+        Event, Operation, RequestHead,
+        content::{self, Reader},
+    },
 };
 
 /// Error codes (RFC 9113 section 7).
@@ -105,7 +108,7 @@ impl Connection {
         stream.websocket = is_connect && head.websocket;
         let reader = if stream.websocket { Some(Reader::websocket()) } else { Reader::for_request(&head.headers) };
         stream.request.reader = reader.map(Box::new);
-        stream.request.keep = self.limits.body_prefix;
+        stream.request.keep = content::request_prefix(&head.headers, self.limits.body_prefix);
         stream.request.phase = Phase::Open;
         stream.last = operation.time;
         stream.done.request = Some(Request {
@@ -179,7 +182,7 @@ impl Connection {
         let reader = if stream.websocket { Some(Reader::websocket()) } else { Reader::for_response(&head.headers) };
         stream.response.reader = reader.map(Box::new);
         stream.response.phase = Phase::Open;
-        stream.response.keep = body_prefix;
+        stream.response.keep = content::response_prefix(&head.headers, &stream.request.prefix, body_prefix);
         let first = block.begun.operation.time;
         stream.done.timing.response_start = Some(first);
         let status = head.status.unwrap_or_default();

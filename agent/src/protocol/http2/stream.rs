@@ -23,7 +23,7 @@ pub(super) struct Side {
     pub(super) keep: usize,
     /// Bytes of content.
     seen: u64,
-    prefix: Vec<u8>,
+    pub(super) prefix: Vec<u8>,
     /// Boxed because most content has none.
     pub(super) reader: Option<Box<Reader>>,
 }
