@@ -27,7 +27,7 @@ pub use self::head::{Start, looks_like_start};
 use self::messages::Readers;
 use super::progress::Due;
 use super::{Done, End, Event, Limits, Operation, Protocol, RequestHead, Segment};
-use crate::model::{Body, Direction, Headers, Incomplete, Outcome, Request, Response, Timestamp, Timing, Version};
+use crate::model::{Body, Direction, Incomplete, Outcome, Request, Response, Timestamp, Timing, Version};
 
 /// Longest piece that is copied from an operation's end after a gap.
 const TAIL_BYTES: usize = 8;
