@@ -74,6 +74,27 @@ pub struct Tls {
     pub libraries: Vec<TlsLibrary>,
     /// Processes with TLS connections, those that are not read first.
     pub processes: Vec<TlsProcess>,
+    pub discovery: TlsDiscovery,
+}
+
+/// What was done to find `libraries`, since the start.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct TlsDiscovery {
+    /// Files looked at.
+    pub files: u64,
+    /// Times that a process's mappings were read.
+    pub processes: u64,
+    /// Files with TLS that cannot be read.
+    pub refused: u64,
+    /// Libraries probed, and those let go because nobody used them any more.
+    pub attached: u64,
+    pub detached: u64,
+    /// Files that were gone, or could not be opened, before they were looked at.
+    pub unopened: u64,
+    /// Times that so much was mapped at once that everything was looked at again.
+    pub overflows: u64,
+    /// Times that a library was not probed because as many as can be were in use.
+    pub no_room: u64,
 }
 
 /// A probed file.

@@ -542,7 +542,7 @@ async fn the_page_is_whole_and_has_nothing_inline_or_foreign() {
         linked += 1;
     }
     assert!(linked >= 3);
-    for script in ["app", "client", "calls", "endpoints", "trace"] {
+    for script in ["app", "client", "calls", "endpoints", "open", "trace"] {
         let file = server.send(&format!("GET /ui/{script}.js HTTP/1.1")).await;
         assert_eq!(file.header("content-type"), Some("text/javascript; charset=utf-8"));
         for sink in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
@@ -595,13 +595,25 @@ async fn calls_are_listed_filtered_and_followed_by_cursor() {
     assert!(listed(&server.get("/api/v1/calls?role=client").await).is_empty());
     assert!(listed(&server.get("/api/v1/calls?since=3").await).is_empty());
 
+    server.store.show(&going_on(9, "/stream", 5));
+    assert_eq!(listed(&server.get("/api/v1/calls/open").await), ["/stream"]);
+    assert!(listed(&server.get("/api/v1/calls/open?path=%2Fc").await).is_empty());
+    assert_eq!(listed(&server.get("/api/v1/calls?limit=9").await), ["/a", "/b", "/c"]);
+    assert_eq!(server.get("/api/v1/calls/open?limit=x").await.status, 400);
+    let trace = server.get(&format!("/api/v1/traces/{TRACE}")).await;
+    assert_eq!(listed(&trace), ["/a", "/b", "/c", "/stream"]);
+    let mut end = CallReport::clone(&going_on(9, "/stream", 7));
+    end.in_progress = false;
+    server.store.append(&Arc::new(end));
+    assert!(listed(&server.get("/api/v1/calls/open").await).is_empty());
+
     let trace = server.get(&format!("/api/v1/traces/{}", TRACE.to_uppercase())).await;
-    assert_eq!((listed(&trace).len(), trace.json()["trace_id"].as_str()), (3, Some(TRACE)));
+    assert_eq!((listed(&trace).len(), trace.json()["trace_id"].as_str()), (4, Some(TRACE)));
     let endpoints = server.get("/api/v1/endpoints").await.json();
     assert_eq!(endpoints["endpoints"][0]["http.route"], "/items/{id}");
-    assert_eq!(endpoints["endpoints"][0]["calls"], 3);
+    assert_eq!(endpoints["endpoints"][0]["calls"], 4);
     let status = server.get("/api/v1/status").await.json();
-    assert_eq!((&status["mode"], &status["store"]["kept"]), (&"observe".into(), &3.into()));
+    assert_eq!((&status["mode"], &status["store"]["kept"]), (&"observe".into(), &4.into()));
     server.end().await;
 }
 

@@ -6,13 +6,14 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 
 /// `(path, type, content)`.
-const FILES: [(&str, &str, &str); 8] = [
+const FILES: [(&str, &str, &str); 9] = [
     ("/", HTML, include_str!("ui/index.html")),
     ("/ui/style.css", "text/css; charset=utf-8", include_str!("ui/style.css")),
     ("/ui/app.js", JS, include_str!("ui/app.js")),
     ("/ui/client.js", JS, include_str!("ui/client.js")),
     ("/ui/calls.js", JS, include_str!("ui/calls.js")),
     ("/ui/endpoints.js", JS, include_str!("ui/endpoints.js")),
+    ("/ui/open.js", JS, include_str!("ui/open.js")),
     ("/ui/trace.js", JS, include_str!("ui/trace.js")),
     ("/ui/icon.svg", "image/svg+xml", include_str!("ui/icon.svg")),
 ];

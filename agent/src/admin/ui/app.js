@@ -3,6 +3,7 @@
 import { Unauthorized, ask, bytes, count, element, openSession, visible } from "./client.js";
 import { Calls } from "./calls.js";
 import { Endpoints } from "./endpoints.js";
+import { OpenCalls } from "./open.js";
 import { closeTrace, showTrace } from "./trace.js";
 
 const POLL_MS = 2000;
@@ -22,6 +23,7 @@ const calls = new Calls({
   onTrace: showTrace,
   onUnauthorized: signOut,
 });
+const openCalls = new OpenCalls((call) => calls.row(call, false));
 const endpoints = new Endpoints();
 
 // --- session
@@ -73,6 +75,7 @@ async function poll() {
     figures(status);
     banner(status);
     if (view === "agent") agent(status);
+    if (view === "calls" && !calls.paused) await openCalls.refresh(filters(), status.store.open);
     if (view === "endpoints") await endpoints.refresh();
   } catch (error) {
     if (error instanceof Unauthorized) {
@@ -164,7 +167,7 @@ function agent(status) {
     card("Exporters", or(status.exporters.map((exporter) => item(visible(exporter.name), `${count(exporter.sent)} sent, ${count(exporter.lost)} lost`, exporter.lost ? "warn" : "", exporter.last_error && visible(exporter.last_error))), "none: calls are shown here and not sent anywhere")),
     card("Recent calls", [
       item("Kept", `${count(store.kept)} calls, ${bytes(store.kept_bytes)}`), item("Made room for newer ones", count(store.evicted)),
-      item("Endpoints", count(store.endpoints)), item("Calls without room for their endpoint", count(store.endpoint_overflow)),
+      item("Going on", `${count(store.open)} calls`), item("Endpoints", count(store.endpoints)), item("Calls without room for their endpoint", count(store.endpoint_overflow)),
       item("Live streams", count(store.subscribers)), item("Not shown on slow streams", count(store.subscriber_dropped)),
     ]),
     card("Not seen", or(status.blind_spots.map((spot) => item(visible(spot), "")), "no known blind spot")),

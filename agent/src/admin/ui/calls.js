@@ -1,6 +1,6 @@
 // The live table of calls: keeps the newest rows, draws at most once per frame, and says when it could not keep up.
 
-import { count, element, latency, methodOf, peerOf, serviceOf, statusBadge, timeOfDay, visible } from "./client.js";
+import { aboveHttp, count, element, latency, methodOf, peerOf, serviceOf, statusBadge, timeOfDay, visible } from "./client.js";
 
 const KEEP = 300;
 // More calls a second nobody reads; the agent leaves them out and says how many.
@@ -14,15 +14,16 @@ export class Calls {
     this.onState = onState;
     this.onTrace = onTrace;
     this.onUnauthorized = onUnauthorized;
-    this.body = document.querySelector("#calls tbody");
+    this.table = document.querySelector("#calls");
+    this.body = document.querySelector("#calls-live");
     this.empty = document.querySelector("#calls-empty");
     this.waiting = [];
     this.paused = false;
     this.unseen = 0;
     this.services = new Set();
     this.last = undefined;
-    this.body.addEventListener("click", (event) => this.open(event.target.closest("tr")));
-    this.body.addEventListener("keydown", (event) => this.onKey(event));
+    this.table.addEventListener("click", (event) => this.open(event.target.closest("tr")));
+    this.table.addEventListener("keydown", (event) => this.onKey(event));
   }
 
   /** Begin again with these filters. */
@@ -165,6 +166,10 @@ export class Calls {
     const path = element("td", "c-path", visible(call["url.path"] ?? "unknown"));
     if (call["url.query"]) path.append(element("span", "muted", `?${visible(call["url.query"])}`));
     path.title = visible(call["http.route"] ? `${call["url.path"]}\nroute ${call["http.route"]}` : call["url.path"]);
+    const above = aboveHttp(call);
+    if (above.text) path.append(element("span", "above", above.text));
+    if (above.problem) path.append(element("span", "flag", above.problem));
+    if (call["weir.in_progress"]) path.append(element("span", "flag going", "goes on"));
     if (call["weir.incomplete"]) path.append(element("span", "flag", visible(call["weir.incomplete"]).replaceAll("_", " ")));
     row.append(path);
     cell("c-status", null, statusBadge(call));
@@ -198,7 +203,7 @@ export class Calls {
 
   open(row) {
     if (!row?.dataset.trace) return;
-    this.body.querySelector("[aria-selected='true']")?.removeAttribute("aria-selected");
+    this.table.querySelector("[aria-selected='true']")?.removeAttribute("aria-selected");
     row.setAttribute("aria-selected", "true");
     this.onTrace(row.dataset.trace, row.dataset.span, row);
   }

@@ -94,6 +94,22 @@ export function statusBadge(call) {
   return badge;
 }
 
+const arrow = (call, side, mark) => {
+  const messages = call[`weir.${side}.messages`];
+  return messages === undefined ? "" : `${mark}${count(messages)}${call[`weir.${side}.messages_exact`] === false ? "+" : ""}`;
+};
+
+/** What the call is above HTTP, and what went wrong there, in a few words. */
+export function aboveHttp(call) {
+  const graphql = [call["graphql.operation.type"], call["graphql.operation.name"]];
+  const rpc = call["rpc.system"] === "jsonrpc" ? [call["rpc.method"], call["gen_ai.tool.name"]] : [];
+  const messages = [arrow(call, "request", "↑"), arrow(call, "response", "↓")].filter(Boolean).join(" ");
+  const kind = messages && visible(call["weir.messages.kind"]).replaceAll("_", " ");
+  const text = [...graphql, ...rpc].filter(Boolean).map(visible);
+  const code = call["rpc.response.status_code"];
+  return { text: [...text, kind, messages].filter(Boolean).join(" "), problem: code && code !== "OK" ? visible(code).replaceAll("_", " ") : "" };
+}
+
 export function peerOf(call) {
   const side = call.span_kind === "server" ? "client" : "server";
   const known = call["network.peer.address"] ? "network.peer" : side;
