@@ -7,8 +7,9 @@ use std::ops::AddAssign;
 
 use super::{Decoder, Error, Field, Fields};
 
-/// Twice the largest table and what vectors reserve, and an entry for each 32 bytes of it.
-const MOST_MEMORY: usize = 4 * 64 * 1024 + 4096 * 16;
+/// Three times the largest table (what is kept, as much that was evicted, an entry on its way) and twice that, which vectors
+/// reserve as they grow; and an entry for each 32 bytes of it.
+const MOST_MEMORY: usize = 2 * 3 * 64 * 1024 + 4096 * 16;
 
 /// What came out of some blocks.
 #[derive(Clone, Copy, Debug, Default)]
