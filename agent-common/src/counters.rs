@@ -61,6 +61,8 @@ counters! {
     TlsCalls = "tls_calls";
     /// Of these, the ones passed over because a processor had no scratch buffer left.
     TlsBusy = "tls_busy";
+    /// Calls of TLS libraries that moved more than 2 GiB: passed over.
+    TlsHuge = "tls_huge";
     /// TLS objects whose first bytes were seen.
     TlsStreams = "tls_streams";
     /// TLS objects whose connection was found, by how.

@@ -391,7 +391,11 @@ pub(crate) struct Yield {
 /// Report the bytes that a call moved.
 #[inline(always)]
 pub(crate) fn report(moved: &Yield, source: Source) {
-    if moved.object == 0 || moved.len == 0 || moved.len > i32::MAX as u64 {
+    if moved.object == 0 || moved.len == 0 {
+        return;
+    }
+    if moved.len > i32::MAX as u64 {
+        count(slot::EVENT, Counter::TlsHuge, 1);
         return;
     }
     if CONFIG.get(0).is_none_or(|config| config.paused == paused::STOP) {

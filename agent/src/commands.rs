@@ -171,8 +171,7 @@ fn tail(args: Tail) -> Result<ExitCode> {
 fn record(path: &Path, duration: Option<Duration>, max_bytes: u64) -> Result<ExitCode> {
     let features = bpf::detect();
     let plan = bpf::plan(&features, Wanted::Auto)?;
-    let settings =
-        bpf::Settings { ring_bytes: agent_common::limits::RING_BYTES, config: agent_common::config::Config::default() };
+    let settings = bpf::Settings::new(agent_common::limits::RING_BYTES, agent_common::config::Config::default());
     let mut recorder = Recorder::create(path, clock::wall_offset_ns(), run::seed()?, max_bytes)?;
     let (mut attached, mut ring) = bpf::attach(&features, &plan, settings)?;
     let shared = Arc::new(Shared::default());

@@ -24,6 +24,8 @@ pub struct Diagnosis {
     pub tls_refused: Option<String>,
     /// Files with TLS that processes execute now, as far as symbols tell.
     pub tls_libraries: Vec<TlsLibrary>,
+    /// Processes that execute one of these.
+    pub tls_processes: Vec<TlsProcess>,
     /// What cannot be seen here.
     pub lost: Vec<String>,
     /// Why nothing can be observed, each with what to do.
@@ -61,6 +63,17 @@ pub struct TlsLibrary {
     pub obstacle: Option<String>,
 }
 
+/// A process that has TLS in it, which it may use or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TlsProcess {
+    pub pid: u32,
+    pub executable: String,
+    /// What its TLS is read by: `weir.capture.backend` and file.
+    pub sources: Vec<String>,
+    /// Why other TLS in it is not read.
+    pub reasons: Vec<String>,
+}
+
 impl Verdict {
     /// The exit code of `weir doctor`.
     pub const fn exit_code(self) -> u8 {
@@ -84,6 +97,7 @@ pub fn diagnose() -> Diagnosis {
         programs: Vec::new(),
         tls_refused: None,
         tls_libraries: Vec::new(),
+        tls_processes: Vec::new(),
         lost: Vec::new(),
         obstacles: Vec::new(),
     };
@@ -100,7 +114,7 @@ pub fn diagnose() -> Diagnosis {
     if plan.backend != bpf::SocketBackend::ALL[0] {
         diagnosis.verdict = Verdict::Degraded;
     }
-    let settings = bpf::Settings { ring_bytes: 64 * 1024, config: agent_common::config::Config::default() };
+    let settings = bpf::Settings::new(64 * 1024, agent_common::config::Config::default());
     match bpf::attach(&features, &plan, settings) {
         Ok((mut attached, _ring)) => {
             match attached.uprobes() {
@@ -115,7 +129,19 @@ pub fn diagnose() -> Diagnosis {
                     diagnosis.tls_refused = Some(format!("{error:#}"));
                 }
             }
-            diagnosis.tls_libraries = discover::survey(Path::new("/proc"))
+            let survey = discover::survey(Path::new("/proc"));
+            diagnosis.tls_processes = survey
+                .processes
+                .into_iter()
+                .map(|found| TlsProcess {
+                    pid: found.pid,
+                    executable: found.executable.display().to_string(),
+                    sources: found.sources,
+                    reasons: found.reasons,
+                })
+                .collect();
+            diagnosis.tls_libraries = survey
+                .files
                 .into_iter()
                 .map(|found| TlsLibrary {
                     path: found.path.display().to_string(),
@@ -145,6 +171,9 @@ pub fn diagnose() -> Diagnosis {
     diagnosis
 }
 
+/// Processes that are listed for people; programs get all.
+const LISTED: usize = 40;
+
 /// The same for people.
 pub fn text(diagnosis: &Diagnosis) -> String {
     let mut out = String::new();
@@ -173,6 +202,22 @@ pub fn text(diagnosis: &Diagnosis) -> String {
         }
     }
     line(format_args!("HTTP/3 over QUIC: not read; who speaks it, and who offers it, is told while the agent runs"));
+    if !diagnosis.tls_processes.is_empty() {
+        line(format_args!("processes with TLS in them:"));
+    }
+    // Those that are not read first.
+    let (read, blind): (Vec<_>, Vec<_>) =
+        diagnosis.tls_processes.iter().partition(|process| !process.sources.is_empty());
+    for process in blind.iter().chain(&read).take(LISTED) {
+        let mark = if process.sources.is_empty() { "blind  " } else { "ok     " };
+        line(format_args!("  {mark} {} {} {}", process.pid, process.executable, process.sources.join(", ")));
+        for reason in &process.reasons {
+            line(format_args!("          {reason}"));
+        }
+    }
+    if diagnosis.tls_processes.len() > LISTED {
+        line(format_args!("  and {} more: `weir doctor --json`", diagnosis.tls_processes.len() - LISTED));
+    }
     if !diagnosis.lost.is_empty() {
         line(format_args!("not seen on this machine:"));
         for lost in &diagnosis.lost {

@@ -207,7 +207,7 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
         filters: 1,
         ..agent_common::config::Config::default()
     };
-    let settings = bpf::Settings { ring_bytes: config.capture.ring_buffer, config: kernel_config };
+    let settings = bpf::Settings::new(config.capture.ring_buffer, kernel_config);
     let (attached, ring) = bpf::attach(&features, &plan, settings)?;
     for attachment in attached.attachments.iter().filter(|attachment| attachment.failure.is_some()) {
         tracing::warn!(
@@ -484,6 +484,16 @@ impl Supervisor {
                 })
                 .collect(),
             processes,
+            discovery: api::TlsDiscovery {
+                files: view.counts.files,
+                processes: view.counts.processes,
+                refused: view.counts.refused,
+                attached: view.counts.attached,
+                detached: view.counts.detached,
+                unopened: view.counts.unopened,
+                overflows: view.counts.overflows,
+                no_room: view.counts.no_room,
+            },
         }
     }
 

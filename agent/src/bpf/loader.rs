@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use agent_common::config::{Config, paused};
 use agent_common::counters::Counter;
+use agent_common::limits::LAYOUTS;
 use agent_common::tls::Watched;
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
@@ -43,6 +44,7 @@ pub struct Attached {
     muted: HashMap<MapData, u32, u8>,
     /// Until taken.
     libraries: Option<Array<MapData, Watched>>,
+    library_limit: u16,
 }
 
 /// Sizes and settings of the kernel side.
@@ -50,7 +52,16 @@ pub struct Attached {
 pub struct Settings {
     /// Bytes of the ring buffer; a power of two, at least a page.
     pub ring_bytes: u32,
+    /// TLS libraries that are probed at once, up to [`LAYOUTS`].
+    pub libraries: u16,
     pub config: Config,
+}
+
+impl Settings {
+    /// With room for as many TLS libraries as there can be.
+    pub const fn new(ring_bytes: u32, config: Config) -> Self {
+        Self { ring_bytes, libraries: LAYOUTS as u16, config }
+    }
 }
 
 /// Load and attach. Fails when a required program does; optional failures are in [`Attached::attachments`].
@@ -102,7 +113,8 @@ pub fn attach(features: &Features, plan: &Plan, settings: Settings) -> Result<(A
     }
     config.set(0, settings.config, 0).context("cannot write the kernel configuration")?;
     let ebpf = Arc::new(Mutex::new(ebpf));
-    Ok((Attached { links, ebpf, attachments, config, counters, muted, libraries }, ring))
+    let library_limit = settings.libraries;
+    Ok((Attached { links, ebpf, attachments, config, counters, muted, libraries, library_limit }, ring))
 }
 
 fn attach_one(ebpf: &mut Ebpf, wanted: &Program, btf: &Btf) -> Result<BtfTracePointLink> {
@@ -174,7 +186,7 @@ impl Attached {
     /// The kernel refuses one.
     pub fn uprobes(&mut self) -> Result<Arc<Uprobes>> {
         let libraries = self.libraries.take().context("the programs on TLS libraries are loaded already")?;
-        Uprobes::load(Arc::clone(&self.ebpf), libraries).map(Arc::new)
+        Uprobes::load(Arc::clone(&self.ebpf), libraries, self.library_limit).map(Arc::new)
     }
 
     /// Leave new connections of a process alone.

@@ -2,6 +2,7 @@
 //! that map it; which of these are observed is decided in the kernel.
 
 use std::collections::BTreeSet;
+use std::mem;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -22,6 +23,9 @@ use crate::tls_targets::{Probe, Program, Stack, Target};
 /// All programs on TLS libraries.
 const PROGRAMS: [&str; 7] =
     ["tls_enter", "tls_return", "tls_return_at", "tls_push", "go_enter", "go_push", "go_return"];
+
+/// Threads that detach at once.
+const CLOSING: usize = 64;
 
 /// The programs, loaded.
 pub struct Uprobes {
@@ -48,7 +52,7 @@ pub struct Library {
 
 impl Uprobes {
     /// Load all programs, and try what could hurt on a process of our own.
-    pub(super) fn load(ebpf: Arc<Mutex<Ebpf>>, map: Array<MapData, Watched>) -> Result<Self> {
+    pub(super) fn load(ebpf: Arc<Mutex<Ebpf>>, map: Array<MapData, Watched>, limit: u16) -> Result<Self> {
         let returns_refused = {
             let mut ebpf = ebpf.lock().unwrap_or_else(PoisonError::into_inner);
             // All now: verifying one takes the kernel a tenth of a second, in which the first process that runs a new library
@@ -61,8 +65,13 @@ impl Uprobes {
         if let Some(reason) = &returns_refused {
             tracing::warn!(reason, "no uretprobes");
         }
-        let free = (0..LAYOUTS as u16).collect();
+        let free = (0..limit.min(LAYOUTS as u16)).collect();
         Ok(Self { ebpf, libraries: Mutex::new(Slots { map, free }), returns_refused })
+    }
+
+    /// Another library can be attached.
+    pub fn has_room(&self) -> bool {
+        !self.libraries.lock().unwrap_or_else(PoisonError::into_inner).free.is_empty()
     }
 
     /// Why libraries that need a uretprobe are not read, if so.
@@ -82,7 +91,7 @@ impl Uprobes {
         }
         let slot = {
             let mut slots = self.libraries.lock().unwrap_or_else(PoisonError::into_inner);
-            let slot = slots.free.pop_first().with_context(|| format!("more than {LAYOUTS} TLS libraries"))?;
+            let slot = slots.free.pop_first().context("the table of TLS libraries is full")?;
             // Until all probes are attached, every connection is met late.
             slots.write(slot, Watched { layout: target.layout, since_ns: u64::MAX })?;
             slot
@@ -128,16 +137,28 @@ impl Library {
     pub fn probes(&self) -> usize {
         self.links.len()
     }
+
+    /// Detach the probes of several libraries at once, which takes as long as those of one.
+    pub fn detach(mut libraries: Vec<Self>) {
+        close(libraries.iter_mut().flat_map(|library| library.links.drain(..)).collect());
+    }
+}
+
+/// Each waits for a grace period of the kernel; those that wait at the same time share it.
+fn close(links: Vec<UProbeLink>) {
+    let threads = links.len().min(CLOSING);
+    let links = Mutex::new(links);
+    let next = || links.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| while next().is_some() {});
+        }
+    });
 }
 
 impl Drop for Library {
     fn drop(&mut self) {
-        // Each waits for a grace period of the kernel; those that wait at the same time share it.
-        thread::scope(|scope| {
-            for link in self.links.drain(..) {
-                scope.spawn(move || drop(link));
-            }
-        });
+        close(mem::take(&mut self.links));
         let mut slots = self.owner.libraries.lock().unwrap_or_else(PoisonError::into_inner);
         // Nothing reads the slot any more; a failure leaves what was there.
         _ = slots.write(self.slot, Watched { layout: Layout::NONE, since_ns: u64::MAX });

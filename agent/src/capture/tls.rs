@@ -57,7 +57,9 @@ impl Uses {
         self.0.iter().map(|(_, known)| known.clone()).collect()
     }
 
-    fn met(&mut self, info: &Connection) {
+    /// True: another process is forgotten for it.
+    fn met(&mut self, info: &Connection) -> bool {
+        let evicts = self.0.len() >= PROCESSES && !self.0.contains_key(&info.process);
         let known = self.0.entry(info.process).or_insert_with(|| TlsUse {
             process: info.process,
             comm: Arc::clone(&info.comm),
@@ -73,6 +75,7 @@ impl Uses {
         known.local = info.local.clone();
         known.remote = info.remote.clone();
         known.last = info.first_seen;
+        evicts
     }
 
     fn named(&mut self, process: ProcessRef, facts: &Handshake) {
@@ -110,7 +113,7 @@ impl Capture {
         });
         if self.table.describe(open.conn, &info).is_none() {
             self.counts.tls_sockets += 1;
-            self.uses.met(&info);
+            self.counts.tls_processes_evicted += u64::from(self.uses.met(&info));
             let layer =
                 Layer::Socket { handshake: Box::new(Reader::default()), stream: None, supposed: None, read: false };
             self.insert(info, None, layer, false, out);

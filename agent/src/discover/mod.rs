@@ -2,6 +2,8 @@
 //! looked at once, by inode; a file's probes go when nobody maps it any more.
 
 mod maps;
+mod survey;
+mod view;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -10,9 +12,11 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use object::ReadCache;
+
+pub use self::survey::{Survey, SurveyedFile, SurveyedProcess, survey};
+pub use self::view::{Counts, LibraryView, ProcessView, View};
 
 use crate::bpf::{Library, Mapped, Uprobes};
 use crate::model::ProcessRef;
@@ -28,6 +32,9 @@ const MAPS_BYTES: u64 = 16 * 1024 * 1024;
 /// Sweeps in which nobody maps a file before its probes go.
 const SWEEPS: u8 = 2;
 
+/// Why a library is not read that could be.
+const NO_ROOM: &str =
+    "as many TLS libraries as can be are in use already; this one is probed when one of them is not any more";
 /// Why Java is not read.
 const JAVA: &str = "Java: TLS (JSSE) is code that the virtual machine makes; it can only be read from inside";
 
@@ -69,64 +76,14 @@ enum Outcome {
     Probed(Arc<Probed>),
     /// It holds TLS that cannot be read, and why.
     Unreadable(Arc<str>),
+    /// It would be probed, but the kernel's table of libraries is full of others that are in use.
+    NoRoom,
 }
 
 /// A probed file. Its probes go with it.
 struct Probed {
     stack: &'static str,
     libraries: Vec<Library>,
-}
-
-/// What was found, for people and programs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct View {
-    pub libraries: Vec<LibraryView>,
-    /// Processes that use TLS.
-    pub processes: HashMap<ProcessRef, ProcessView>,
-    pub counts: Counts,
-}
-
-/// A probed file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LibraryView {
-    pub path: PathBuf,
-    pub stack: &'static str,
-    pub probes: usize,
-}
-
-/// Which source a process's TLS is read by, or why by none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ProcessView {
-    /// Probed files that it maps, each as `stack path`.
-    pub sources: Vec<String>,
-    /// Sentences, empty when something is probed and nothing speaks against it.
-    pub reasons: Vec<String>,
-    /// Files are left whose code may hold something.
-    unfinished: bool,
-}
-
-impl ProcessView {
-    /// Another look may find more.
-    pub const fn is_open(&self) -> bool {
-        self.unfinished
-    }
-}
-
-/// What happened since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Files looked at.
-    pub files: u64,
-    /// Processes whose mappings were read.
-    pub processes: u64,
-    /// Files that hold TLS and could not be probed.
-    pub refused: u64,
-    pub attached: u64,
-    pub detached: u64,
-    /// Files that were gone, or could not be opened, before they were looked at.
-    pub unopened: u64,
-    /// Times that the kernel's list of new mappings overflowed; everything was looked at again.
-    pub overflows: u64,
 }
 
 /// The finder. Not for a thread that others wait for: looking into a file and attaching take milliseconds each.
@@ -139,6 +96,8 @@ pub struct Discovery {
     own: Option<FileKey>,
     explained: HashMap<ProcessRef, ProcessView>,
     counts: Counts,
+    /// Something is new since the view was made.
+    changed: bool,
     view: Arc<Mutex<View>>,
 }
 
@@ -158,13 +117,19 @@ impl Discovery {
             own,
             explained: HashMap::new(),
             counts: Counts::default(),
+            changed: false,
             view: Arc::default(),
         }
     }
 
-    /// What others may look at; kept up to date.
+    /// What others may look at; as of the last [`Discovery::publish`].
     pub fn view(&self) -> Arc<Mutex<View>> {
         Arc::clone(&self.view)
+    }
+
+    /// What was done so far.
+    pub const fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// Look at everything that any process executes now.
@@ -173,6 +138,13 @@ impl Discovery {
             self.scan_process(pid);
         }
         self.publish();
+    }
+
+    /// Bring the view up to date, if libraries or processes came or went.
+    pub fn publish_news(&mut self) {
+        if self.changed {
+            self.publish();
+        }
     }
 
     /// The libraries that the dynamic linker would load, before the first process does.
@@ -189,7 +161,6 @@ impl Discovery {
                 }
             }
         }
-        self.publish();
     }
 
     /// A process mapped an executable part of a file.
@@ -234,6 +205,10 @@ impl Discovery {
             match &examined.outcome {
                 Outcome::Probed(library) => view.sources.push(format!("{} {}", library.stack, mapping.path)),
                 Outcome::Unreadable(reason) => view.reasons.push(reason.to_string()),
+                Outcome::NoRoom => {
+                    view.reasons.push(NO_ROOM.to_owned());
+                    view.unfinished = true;
+                }
                 Outcome::Nothing if !examined.thorough && candidate.is_none() => candidate = Some(mapping),
                 Outcome::Nothing => {}
             }
@@ -257,12 +232,16 @@ impl Discovery {
             self.explained.clear();
         }
         self.explained.insert(process, view);
-        self.publish();
+        self.changed = true;
         true
     }
 
     /// Detach what nobody maps any more, and look at what was missed. Every minute or so.
     pub fn sweep(&mut self) {
+        if self.uprobes.has_room() {
+            // Another chance for those there was no room for.
+            self.files.retain(|_, examined| !matches!(examined.outcome, Outcome::NoRoom));
+        }
         let mut live = HashSet::new();
         for pid in processes(&self.proc) {
             let Some(text) = self.maps(pid) else { continue };
@@ -272,22 +251,30 @@ impl Discovery {
                 }
             }
         }
-        let mut gone = Vec::new();
-        self.files.retain(|key, examined| {
+        for (key, examined) in &mut self.files {
             examined.missed = if live.contains(key) { 0 } else { examined.missed.saturating_add(1) };
-            let keep = examined.standing || examined.missed < SWEEPS;
+        }
+        self.forget(|examined| examined.missed >= SWEEPS && !examined.standing);
+        let proc = &self.proc;
+        self.explained.retain(|process, _| proc.join(process.pid.to_string()).exists());
+        self.publish();
+    }
+
+    /// Forget files. Their probes go, unless they are those of another name of the same file.
+    fn forget(&mut self, is_unwanted: impl Fn(&Examined) -> bool) {
+        let mut gone = Vec::new();
+        self.files.retain(|_, examined| {
+            let keep = !is_unwanted(examined);
             if !keep {
                 gone.push(examined.outcome.clone());
             }
             keep
         });
         let before = self.probed.len();
-        drop(gone);
+        drop_all(gone);
         self.probed.retain(|_, probed| probed.strong_count() > 0);
         self.counts.detached += (before - self.probed.len()) as u64;
-        let proc = &self.proc;
-        self.explained.retain(|process, _| proc.join(process.pid.to_string()).exists());
-        self.publish();
+        self.changed = true;
     }
 
     fn scan_process(&mut self, pid: u32) {
@@ -340,6 +327,7 @@ impl Discovery {
             tracing::debug!(path = %path.display(), %error, "a mapped file cannot be read");
             Outcome::Nothing
         });
+        self.changed |= !matches!(outcome, Outcome::Nothing);
         self.files.insert(
             key,
             Examined { path: Arc::from(path), outcome, thorough: effort == Effort::Code, missed: 0, standing: false },
@@ -369,6 +357,15 @@ impl Discovery {
     }
 
     fn probe(&mut self, file: &File, path: &Path, identity: Identity, found: &Found) -> Outcome {
+        if !found.targets.is_empty() && !self.uprobes.has_room() {
+            // What nobody mapped in the last sweep goes first, also if it was there before anybody did.
+            self.forget(|examined| examined.missed > 0);
+            if !self.uprobes.has_room() {
+                self.counts.no_room += 1;
+                tracing::warn!(path = %path.display(), "{NO_ROOM}");
+                return Outcome::NoRoom;
+            }
+        }
         let mut reasons: Vec<String> =
             found.unreadable.iter().map(|unreadable| format!("{}: {}", unreadable.stack, unreadable.reason)).collect();
         let mut libraries = Vec::new();
@@ -415,7 +412,9 @@ impl Discovery {
         }
     }
 
-    fn publish(&self) {
+    /// Bring the view up to date.
+    pub fn publish(&mut self) {
+        self.changed = false;
         let mut libraries: Vec<LibraryView> = self
             .files
             .values()
@@ -425,62 +424,13 @@ impl Discovery {
                     stack: probed.stack,
                     probes: probed.libraries.iter().map(Library::probes).sum(),
                 }),
-                Outcome::Nothing | Outcome::Unreadable(_) => None,
+                Outcome::Nothing | Outcome::Unreadable(_) | Outcome::NoRoom => None,
             })
             .collect();
         libraries.sort_by(|a, b| a.path.cmp(&b.path));
         let view = View { libraries, processes: self.explained.clone(), counts: self.counts };
         *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view;
     }
-}
-
-/// A file with TLS that a process executes now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Surveyed {
-    pub path: PathBuf,
-    pub stack: &'static str,
-    /// Processes that map it.
-    pub processes: usize,
-    /// Why its plaintext cannot be read; `None` when it can.
-    pub obstacle: Option<String>,
-}
-
-/// Look at all processes and touch none: what would be probed, and what could not be. Sorted by path.
-pub fn survey(proc: &Path) -> Vec<Surveyed> {
-    let mut users: HashMap<FileKey, (PathBuf, usize, Option<File>)> = HashMap::new();
-    let own = std::process::id();
-    for pid in processes(proc).into_iter().filter(|pid| *pid != own) {
-        let Ok(text) = fs::read_to_string(proc.join(pid.to_string()).join("maps")) else { continue };
-        let mut met = HashSet::new();
-        for mapping in maps::executable(&text).filter(|mapping| met.insert(mapping.key)) {
-            let (_, processes, _) = users.entry(mapping.key).or_insert_with(|| {
-                let name = format!("{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
-                (PathBuf::from(mapping.path), 0, File::open(proc.join(name)).ok())
-            });
-            *processes += 1;
-        }
-    }
-    let mut surveyed = Vec::new();
-    for (path, processes, file) in users.into_values() {
-        let Some(file) = file.filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file())) else { continue };
-        let cache = ReadCache::new(file);
-        let Ok(image) = Image::parse(&cache) else { continue };
-        if is_java(&image) {
-            surveyed.push(Surveyed { path, stack: "java", processes, obstacle: Some(JAVA.to_owned()) });
-            continue;
-        }
-        let found = tls_targets::find(&image, Effort::Symbols);
-        let readable = found.targets.iter().map(|target| (target.stack, None));
-        let unreadable = found.unreadable.iter().map(|unreadable| (unreadable.stack, Some(unreadable.reason.clone())));
-        surveyed.extend(readable.chain(unreadable).map(|(stack, obstacle)| Surveyed {
-            path: path.clone(),
-            stack: stack.name(),
-            processes,
-            obstacle,
-        }));
-    }
-    surveyed.sort_by(|a, b| (&a.path, a.stack).cmp(&(&b.path, b.stack)));
-    surveyed
 }
 
 fn is_java<'a, R: object::ReadRef<'a>>(image: &Image<'a, R>) -> bool {
@@ -490,18 +440,17 @@ fn is_java<'a, R: object::ReadRef<'a>>(image: &Image<'a, R>) -> bool {
 /// Detach everything, all files at once.
 impl Drop for Discovery {
     fn drop(&mut self) {
-        let files: Vec<Examined> = self.files.drain().map(|(_, examined)| examined).collect();
-        let probed: Vec<Outcome> = files
-            .into_iter()
-            .map(|examined| examined.outcome)
-            .filter(|outcome| matches!(outcome, Outcome::Probed(_)))
-            .collect();
-        thread::scope(|scope| {
-            for outcome in probed {
-                scope.spawn(move || drop(outcome));
-            }
-        });
+        drop_all(self.files.drain().map(|(_, examined)| examined.outcome).collect());
     }
+}
+
+/// Detach what nobody else has.
+fn drop_all(outcomes: Vec<Outcome>) {
+    let unshared = outcomes.into_iter().filter_map(|outcome| match outcome {
+        Outcome::Probed(probed) => Arc::into_inner(probed),
+        Outcome::Nothing | Outcome::Unreadable(_) | Outcome::NoRoom => None,
+    });
+    Library::detach(unshared.flat_map(|probed| probed.libraries).collect());
 }
 
 /// Process numbers below `proc`.

@@ -49,6 +49,8 @@ impl Worker {
             if now.since(last_tick) >= TICK_NS {
                 last_tick = now;
                 self.explain();
+                self.discovery.publish();
+                self.shared.publish_discovery(self.discovery.counts());
             }
             let sweep = if self.mappings.is_some() { SWEEP_NS } else { BLIND_SWEEP_NS };
             if now.since(last_sweep) >= sweep {
@@ -77,6 +79,7 @@ impl Worker {
         if mappings.drain(&mut |mapped| discovery.on_mapped(&mapped)) {
             discovery.on_overflow();
         }
+        discovery.publish_news();
     }
 
     /// Processes that use TLS: by which source are they read, or why not.
@@ -84,7 +87,8 @@ impl Worker {
         let known = self.discovery.view();
         let mut left = EXPLAIN;
         let uses = self.shared.capture().tls;
-        self.gone.retain(|process| uses.iter().any(|used| used.process == *process));
+        let used: HashSet<ProcessRef> = uses.iter().map(|used| used.process).collect();
+        self.gone.retain(|process| used.contains(process));
         for used in uses {
             let unread = used.read == 0;
             let explained = {

@@ -20,6 +20,7 @@ pub struct Snapshot {
     pub recursion_misses: u64,
     pub capture: CaptureView,
     pub assess: AssessView,
+    pub discovery: crate::discover::Counts,
     pub records: u64,
     pub malformed_records: u64,
     pub panics: u64,
@@ -56,6 +57,7 @@ impl Snapshot {
             recursion_misses,
             capture: shared.capture(),
             assess: shared.assess(),
+            discovery: shared.discovery(),
             records: load(&shared.records),
             malformed_records: load(&shared.malformed_records),
             panics: load(&shared.panics),
@@ -106,11 +108,13 @@ impl Snapshot {
             Loss { stage: "kernel", reason: "state_full", count: self.kernel(Counter::StateFull) },
             Loss { stage: "kernel", reason: "walk_failed", count: self.kernel(Counter::WalkFailed) },
             Loss { stage: "kernel", reason: "tls_busy", count: self.kernel(Counter::TlsBusy) },
+            Loss { stage: "kernel", reason: "tls_huge", count: self.kernel(Counter::TlsHuge) },
             Loss { stage: "kernel", reason: "recursion", count: self.recursion_misses },
             Loss { stage: "capture", reason: "records_lost", count: counts.records_lost },
             Loss { stage: "capture", reason: "malformed_record", count: self.malformed_records },
             Loss { stage: "capture", reason: "evicted", count: counts.exchanges_evicted },
             Loss { stage: "capture", reason: "panic", count: self.panics },
+            Loss { stage: "discover", reason: "libraries_full", count: self.discovery.no_room },
             Loss { stage: "assess", reason: "queue_full", count: self.assess_queue_full },
             Loss { stage: "assess", reason: "facts_dropped", count: self.assess_facts_dropped },
             Loss { stage: "calls", reason: "unseen", count: self.calls_lost() },
@@ -134,6 +138,14 @@ impl Snapshot {
             "TLS connections ended unread: of other processes than those listed, or before their library was known",
         );
         add(
+            self.capture.counts.tls_processes_evicted,
+            "processes that use TLS are not listed any more: others came after them",
+        );
+        add(
+            self.discovery.no_room,
+            "times a TLS library was not probed, because as many as can be are in use already",
+        );
+        add(
             self.capture.counts.peer_unknown,
             "calls of TLS libraries whose connection could not be told: without peer",
         );
@@ -153,6 +165,7 @@ impl Snapshot {
         registry.set_counter(&names::KERNEL_RECORDS, &[], self.records as f64);
         for (table, count) in [
             ("connections", counts.connections_evicted),
+            ("tls_processes", counts.tls_processes_evicted),
             ("tracer", counts.tracer_evicted),
             ("workloads", self.assess.counts.workloads.evicted),
             ("route_services", self.assess.counts.routes.evicted_services),

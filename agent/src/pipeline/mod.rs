@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::assess::AssessCounts;
 use crate::capture::{Counts, Http3Use, Output, TlsUse};
+use crate::discover::Counts as DiscoveryCounts;
 use crate::enrich::EnrichCounts;
 use crate::model::ProcessRef;
 
@@ -44,6 +45,7 @@ pub struct Shared {
     pub queued_batches: AtomicUsize,
     capture: Mutex<CaptureView>,
     assess: Mutex<AssessView>,
+    discovery: Mutex<DiscoveryCounts>,
     /// Processes that the filters exclude, to be muted in the kernel.
     muted: Mutex<Vec<ProcessRef>>,
 }
@@ -77,6 +79,15 @@ impl Shared {
 
     pub fn assess(&self) -> AssessView {
         *self.assess.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was done to find TLS libraries.
+    pub fn discovery(&self) -> DiscoveryCounts {
+        *self.discovery.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish_discovery(&self, counts: DiscoveryCounts) {
+        *self.discovery.lock().unwrap_or_else(PoisonError::into_inner) = counts;
     }
 
     fn publish_capture(&self, view: CaptureView) {
