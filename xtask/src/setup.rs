@@ -61,6 +61,12 @@ const NEEDS: &[Need] = &[
         wanted_for: &[Test],
     },
     Need { package: "golang-go", files: &["go"], wanted_for: &[Test] },
+    // For a program of the tests that is written against OpenSSL.
+    Need {
+        package: "libssl-dev",
+        files: &["/usr/include/openssl/ssl.h", "/usr/local/include/openssl/ssl.h"],
+        wanted_for: &[Test],
+    },
     // HTTP/2 peers beside those of requirements.txt.
     Need { package: "nghttp2-server", files: &["nghttpd"], wanted_for: &[Test] },
     Need { package: "nghttp2-client", files: &["h2load"], wanted_for: &[Test] },
