@@ -15,7 +15,6 @@ pub mod bpf;
 pub mod capture;
 pub mod cli;
 pub mod clock;
-pub mod coding;
 pub mod commands;
 pub mod config;
 pub mod conn;
