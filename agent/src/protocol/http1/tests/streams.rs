@@ -72,12 +72,12 @@ fn events_are_counted_however_a_stream_is_cut() {
 
 #[test]
 fn lost_chunk_framing_never_counts_too_many_events() {
-    let stream = "8\r\ndata: a\n\r\n8\r\ndata: b\n\r\n1\r\n\n\r\n0\r\n\r\n";
+    let stream = b"8\r\ndata: a\n\r\n8\r\ndata: b\n\r\n1\r\n\n\r\n0\r\n\r\n";
     for start in 0..stream.len() {
         for end in start + 1..=stream.len() {
-            let mut feed = whole(&[bytes(R, GET_A), bytes(S, EVENTS), bytes(S, &stream[..start])]);
+            let mut feed = whole(&[bytes(R, GET_A), bytes(S, EVENTS), Step::Bytes(S, &stream[..start])]);
             feed.step(Step::Gap(S, (end - start) as u64));
-            feed.step(bytes(S, &stream[end..]));
+            feed.step(Step::Bytes(S, &stream[end..]));
             feed.step(Step::End(End::Closed));
             let events = messages(&feed).1.unwrap();
             assert!(events.count <= 1 && (!events.exact || events.count == 1), "{start}..{end}: {events:?}");
