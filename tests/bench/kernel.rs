@@ -63,8 +63,7 @@ impl Reader {
     pub(crate) fn start(backend: SocketBackend) -> Result<Self> {
         let features = bpf::detect();
         let plan = bpf::plan(&features, Wanted::Only(backend)).map_err(|refused| anyhow!("{refused}"))?;
-        let (attached, mut ring) =
-            bpf::attach(&features, &plan, Settings::new(RING_BYTES, Config::default()))?;
+        let (attached, mut ring) = bpf::attach(&features, &plan, Settings::new(RING_BYTES, Config::default()))?;
         let (stop, read) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&read));
         let thread = thread::spawn(move || {

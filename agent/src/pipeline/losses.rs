@@ -141,10 +141,7 @@ impl Snapshot {
             self.capture.counts.tls_processes_evicted,
             "processes that use TLS are not listed any more: others came after them",
         );
-        add(
-            self.discovery.no_room,
-            "times a TLS library was not probed, because as many as can be are in use already",
-        );
+        add(self.discovery.no_room, "times a TLS library was not probed, because as many as can be are in use already");
         add(
             self.capture.counts.peer_unknown,
             "calls of TLS libraries whose connection could not be told: without peer",
