@@ -588,6 +588,7 @@ fn a_process_whose_tls_cannot_be_read_is_named() {
     assert!(told.contains(&format!("(pid {pid})")), "{told}");
     // The client, over OpenSSL, is read.
     let client = running.client.pid().map(u64::from);
-    assert!(blind_spots(&agent).iter().all(|(blind, _)| Some(*blind) != client), "{:?}", blind_spots(&agent));
+    let is_read = || blind_spots(&agent).iter().all(|(blind, _)| Some(*blind) != client);
+    assert!(wait_until(is_read, PATIENCE), "{:?}", blind_spots(&agent));
     agent.stop();
 }
