@@ -80,7 +80,7 @@ fn observe(args: &Run) -> Result<ExitCode> {
         let mut hangup = signal(SignalKind::hangup())?;
         let running = run::start(config, origin).await?;
         say(format_args!(
-            "observing HTTP/1: sockets by {} ({} programs), TLS by {} libraries",
+            "observing HTTP/1 and HTTP/2: sockets by {} ({} programs), TLS by {} libraries",
             running.plan.backend.name(),
             running.attachments.iter().filter(|attachment| attachment.failure.is_none()).count(),
             running.tls_libraries()

@@ -1,10 +1,92 @@
-//! What rides on HTTP, between real libraries: the agent tells what each call is and how many messages it had.
+//! What rides on HTTP, between real libraries: gRPC, server-sent events and WebSockets. The agent tells what each call is and how many messages it had; what they say stays here.
+
+use std::collections::BTreeMap;
+use std::io::{PipeWriter, Write as _};
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
-use weir_tests::harness::agent::{Agent, Call as _, Options};
+use weir_tests::harness::agent::{Agent, Call as _, Options, brief};
+use weir_tests::harness::guard::Process;
 use weir_tests::harness::http2::{Caller, Client, Kind, Server, rpcs};
 use weir_tests::harness::tls::Certificates;
-use weir_tests::harness::{PATIENCE, skip};
+use weir_tests::harness::{PATIENCE, python_with_packages, skip, wait_until};
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/riders");
+/// In every value that must not leave.
+const SECRET: &str = "s3cr3t";
+
+/// The server of `serve.py`, the client of `call.py`, and an agent that came after the server.
+struct Riders {
+    agent: Agent,
+    _server: Process,
+    client: Process,
+    input: PipeWriter,
+    port: u16,
+}
+
+impl Riders {
+    fn start() -> Result<Self, String> {
+        let python = python_with_packages().ok_or("no python3 with the tests' packages")?;
+        let command = |script: &str| {
+            let mut command = Command::new(python);
+            command.arg(Path::new(FIXTURES).join(script)).env("PYTHONDONTWRITEBYTECODE", "1");
+            command
+        };
+        let mut server = Process::spawn(&mut command("serve.py"));
+        let ready = server.wait_for_stdout("ready", PATIENCE);
+        let port = ready.parse().unwrap();
+        let agent = Agent::start(&Options::default());
+        let (input, go) = std::io::pipe().unwrap();
+        let mut client = command("call.py");
+        client.arg(&ready).stdin(input);
+        let mut client = Process::spawn(&mut client);
+        client.wait_for_stdout("ready", PATIENCE);
+        Ok(Self { agent, _server: server, client, input: go, port })
+    }
+
+    fn say(&mut self, line: &str, answer: &str) {
+        writeln!(self.input, "{line}").unwrap();
+        self.client.wait_for_stdout(answer, PATIENCE);
+    }
+
+    /// The calls of a group as the server made them and as the client did, `count` of each whose path begins so, in order.
+    fn group(&mut self, name: &str, path: &str, count: usize) -> [Vec<Value>; 2] {
+        self.say(name, &format!("done {name}"));
+        self.calls(path, count)
+    }
+
+    fn calls(&self, path: &str, count: usize) -> [Vec<Value>; 2] {
+        let of_side = |calls: &[Value], side: &str| -> Vec<Value> {
+            let ours = |call: &&Value| {
+                call.text("span_kind") == side
+                    && call.path().starts_with(path)
+                    && call.number("server.port") == Some(u64::from(self.port))
+            };
+            calls.iter().filter(ours).cloned().collect()
+        };
+        let enough = |calls: &[Value]| ["server", "client"].iter().all(|side| of_side(calls, side).len() >= count);
+        let calls = self.agent.wait_for(enough, PATIENCE);
+        ["server", "client"].map(|side| {
+            let of_side = of_side(&calls, side);
+            let listed: Vec<_> = of_side.iter().map(brief).collect();
+            assert_eq!(of_side.len(), count, "{side}: {listed:#?}");
+            of_side
+        })
+    }
+
+    /// Nothing that was said between the two has left the agent by any way.
+    fn end(self) {
+        let shown = self.agent.get("/api/v1/calls") + &self.agent.metrics() + &self.agent.status().to_string();
+        assert!(!shown.contains(SECRET), "the API shows what was said");
+        let stopped = self.agent.stop();
+        for call in &stopped.calls {
+            assert!(!call.to_string().contains(SECRET), "{call:#}");
+        }
+        let said = stopped.stderr.join("\n") + &stopped.stdout.join("\n");
+        assert!(!said.contains(SECRET), "{said}");
+    }
+}
 
 /// These attributes, and no other value of them.
 fn assert_has(call: &Value, wanted: &Value) {
@@ -12,6 +94,78 @@ fn assert_has(call: &Value, wanted: &Value) {
         let found = call.get(key).cloned().unwrap_or(Value::Null);
         assert_eq!(found, *value, "{key} of {call:#}");
     }
+}
+
+/// A call by the last segment of its path.
+fn by_name(calls: &[Value]) -> BTreeMap<&str, &Value> {
+    calls.iter().map(|call| (call.path().rsplit('/').next().unwrap_or_default(), call)).collect()
+}
+
+#[test]
+fn events_of_a_stream_are_counted() {
+    let name = "events_of_a_stream_are_counted";
+    let mut riders = match Riders::start() {
+        Ok(riders) => riders,
+        Err(why) => return skip(name, &why),
+    };
+    for calls in riders.group("events", "/events/", 4) {
+        for (call, count) in calls.iter().zip([0, 1, 7, 300]) {
+            let wanted = json!({
+                "http.response.status_code": 200, "weir.messages.kind": "event_stream", "weir.response.messages": count,
+                "weir.response.messages_exact": null, "weir.incomplete": null,
+            });
+            assert_has(call, &wanted);
+        }
+    }
+    riders.end();
+}
+
+#[test]
+fn messages_of_a_websocket_are_counted_both_ways_with_its_close_code() {
+    let name = "messages_of_a_websocket_are_counted_both_ways_with_its_close_code";
+    let mut riders = match Riders::start() {
+        Ok(riders) => riders,
+        Err(why) => return skip(name, &why),
+    };
+    for calls in riders.group("sockets", "/socket/", 3) {
+        let calls = by_name(&calls);
+        for (name, sent, received, code) in
+            [("client-closes", 5, 5, 1000), ("server-closes", 4, 3, 4001), ("nothing-said", 0, 0, 1000)]
+        {
+            let wanted = json!({
+                "http.response.status_code": 101, "weir.messages.kind": "websocket", "weir.request.messages": sent,
+                "weir.response.messages": received, "weir.websocket.close_code": code,
+            });
+            assert_has(calls[name], &wanted);
+        }
+    }
+    riders.end();
+}
+
+#[test]
+fn streams_are_visible_before_they_end() {
+    let name = "streams_are_visible_before_they_end";
+    let mut riders = match Riders::start() {
+        Ok(riders) => riders,
+        Err(why) => return skip(name, &why),
+    };
+    riders.say("held", "open held");
+    let shown = |path: &str| riders.agent.get("/api/v1/calls/open").contains(path);
+    let visible = wait_until(|| shown("/held") && shown("/socket/held"), PATIENCE);
+    assert!(visible, "{}", riders.agent.get("/api/v1/calls/open"));
+    // A span ends when its stream does.
+    let exported = riders.agent.calls().iter().any(|call| call.path().ends_with("held"));
+    assert!(!exported, "exported before its end");
+    riders.say("", "done held");
+    let events = riders.calls("/events/", 1);
+    let sockets = riders.calls("/socket/", 1);
+    for call in events.iter().flatten() {
+        assert!(call.number("weir.response.messages").is_some_and(|count| count >= 5), "{call:#}");
+    }
+    for call in sockets.iter().flatten() {
+        assert_has(call, &json!({ "weir.request.messages": 1, "weir.response.messages": 1 }));
+    }
+    riders.end();
 }
 
 #[test]

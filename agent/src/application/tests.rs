@@ -14,10 +14,7 @@ fn grpc(target: &str, content_type: &str, head: &[(&str, &[u8])], trailers: &[(&
 }
 
 fn as_grpc(exchange: &Exchange) -> Option<Grpc> {
-    match recognise(exchange)? {
-        Application::Grpc(grpc) => Some(grpc),
-        other => panic!("{other:?}"),
-    }
+    recognise(exchange).map(|Application::Grpc(grpc)| grpc)
 }
 
 #[test]

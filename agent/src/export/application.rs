@@ -7,21 +7,12 @@ use std::borrow::Cow;
 
 use opentelemetry_semantic_conventions::attribute as semconv;
 
-use crate::model::{Application, CallReport, Graphql, Grpc, JsonRpc, OperationType, Streaming};
+use crate::model::{Application, CallReport, Grpc, Streaming};
 
 /// Deprecated in the conventions, promised by us.
 const RPC_SYSTEM: &str = "rpc.system";
 const RPC_SERVICE: &str = "rpc.service";
 const RPC_GRPC_STATUS_CODE: &str = "rpc.grpc.status_code";
-/// Moved to the conventions of generative AI, by the same names.
-const MCP_METHOD_NAME: &str = "mcp.method.name";
-const MCP_PROTOCOL_VERSION: &str = "mcp.protocol.version";
-const GEN_AI_TOOL_NAME: &str = "gen_ai.tool.name";
-const GEN_AI_OPERATION_NAME: &str = "gen_ai.operation.name";
-
-/// Version of JSON-RPC: no other is recognised.
-const JSONRPC_VERSION: &str = "2.0";
-
 /// The value of an attribute.
 pub(super) enum Value<'a> {
     Text(Cow<'a, str>),
@@ -41,8 +32,6 @@ pub(super) fn attributes<'a, E>(
         }
         match application {
             Application::Grpc(grpc) => of_grpc(grpc, &mut each)?,
-            Application::Graphql(graphql) => of_graphql(graphql, &mut each)?,
-            Application::JsonRpc(call) => of_jsonrpc(call, &mut each)?,
         }
     }
     let directions = [
@@ -77,39 +66,6 @@ fn of_grpc<'a, E>(grpc: &'a Grpc, each: &mut impl FnMut(&'static str, Value<'a>)
     known("weir.rpc.streaming", grpc.streaming.map(Streaming::name), each)
 }
 
-fn of_graphql<'a, E>(
-    graphql: &'a Graphql,
-    each: &mut impl FnMut(&'static str, Value<'a>) -> Result<(), E>,
-) -> Result<(), E> {
-    known(semconv::GRAPHQL_OPERATION_NAME, graphql.operation_name.as_deref(), each)?;
-    known(semconv::GRAPHQL_OPERATION_TYPE, graphql.operation_type.map(OperationType::name), each)?;
-    batch("weir.graphql.batch_size", graphql.batch, each)
-}
-
-fn of_jsonrpc<'a, E>(
-    call: &'a JsonRpc,
-    each: &mut impl FnMut(&'static str, Value<'a>) -> Result<(), E>,
-) -> Result<(), E> {
-    known(semconv::RPC_METHOD, call.method.as_deref(), each)?;
-    each(semconv::JSONRPC_PROTOCOL_VERSION, text(JSONRPC_VERSION))?;
-    if let Some(code) = call.error_code {
-        each("rpc.jsonrpc.error_code", Value::Int(code))?;
-        each(semconv::RPC_RESPONSE_STATUS_CODE, Value::Text(code.to_string().into()))?;
-    }
-    if call.notification {
-        each("weir.jsonrpc.notification", Value::Bool(true))?;
-    }
-    batch("weir.jsonrpc.batch_size", call.batch, each)?;
-    let Some(mcp) = &call.mcp else { return Ok(()) };
-    known(MCP_METHOD_NAME, call.method.as_deref(), each)?;
-    known(MCP_PROTOCOL_VERSION, mcp.protocol_version.as_deref(), each)?;
-    if call.method.as_deref() == Some("tools/call") {
-        each(GEN_AI_OPERATION_NAME, text("execute_tool"))?;
-        known(GEN_AI_TOOL_NAME, mcp.tool.as_deref(), each)?;
-    }
-    Ok(())
-}
-
 fn text(text: &str) -> Value<'_> {
     Value::Text(Cow::Borrowed(text))
 }
@@ -124,12 +80,4 @@ fn known<'a, E>(
     each: &mut impl FnMut(&'static str, Value<'a>) -> Result<(), E>,
 ) -> Result<(), E> {
     value.map_or(Ok(()), |value| each(key, text(value)))
-}
-
-fn batch<'a, E>(
-    key: &'static str,
-    size: Option<u32>,
-    each: &mut impl FnMut(&'static str, Value<'a>) -> Result<(), E>,
-) -> Result<(), E> {
-    size.map_or(Ok(()), |size| each(key, int(u64::from(size))))
 }

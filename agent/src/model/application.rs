@@ -6,8 +6,6 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Application {
     Grpc(Grpc),
-    Graphql(Graphql),
-    JsonRpc(JsonRpc),
 }
 
 /// A gRPC or gRPC-Web call.
@@ -33,50 +31,11 @@ pub enum Streaming {
     Bidirectional,
 }
 
-/// A GraphQL request. The document itself is never kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Graphql {
-    pub operation_name: Option<Arc<str>>,
-    pub operation_type: Option<OperationType>,
-    /// Operations in one request; `None` when it is not a batch.
-    pub batch: Option<u32>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum OperationType {
-    Query,
-    Mutation,
-    Subscription,
-}
-
-/// A JSON-RPC 2.0 request and what its response says.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct JsonRpc {
-    pub method: Option<Arc<str>>,
-    /// Without an `id`: no response is wanted.
-    pub notification: bool,
-    pub error_code: Option<i64>,
-    /// Requests in one; `None` when it is not a batch.
-    pub batch: Option<u32>,
-    /// It is a call of the Model Context Protocol.
-    pub mcp: Option<Mcp>,
-}
-
-/// What the Model Context Protocol adds. Session, resource and prompt are left out: they may tell of people.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Mcp {
-    /// Of `tools/call`.
-    pub tool: Option<Arc<str>>,
-    pub protocol_version: Option<Arc<str>>,
-}
-
 impl Application {
     /// `rpc.system.name` and `rpc.system`, where it is a remote procedure call.
     pub const fn rpc_system(&self) -> Option<&'static str> {
         match self {
             Self::Grpc(_) => Some("grpc"),
-            Self::JsonRpc(_) => Some("jsonrpc"),
-            Self::Graphql(_) => None,
         }
     }
 }
@@ -136,16 +95,6 @@ impl Streaming {
             Self::Client => "client_stream",
             Self::Server => "server_stream",
             Self::Bidirectional => "bidi_stream",
-        }
-    }
-}
-
-impl OperationType {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Query => "query",
-            Self::Mutation => "mutation",
-            Self::Subscription => "subscription",
         }
     }
 }

@@ -12,14 +12,6 @@ pub(super) fn masked(mut application: Application) -> Application {
             mask(&mut grpc.service);
             mask(&mut grpc.method);
         }
-        Application::Graphql(graphql) => mask(&mut graphql.operation_name),
-        Application::JsonRpc(call) => {
-            mask(&mut call.method);
-            if let Some(mcp) = &mut call.mcp {
-                mask(&mut mcp.tool);
-                mask(&mut mcp.protocol_version);
-            }
-        }
     }
     application
 }
@@ -35,7 +27,5 @@ pub(super) fn error_type(application: &Application, role: Role) -> Option<Arc<st
             let failed = grpc.status.filter(|status| status.is_error(role == Role::Server));
             failed.map(GrpcStatus::name).map(Arc::from)
         }
-        Application::JsonRpc(call) => call.error_code.map(|code| Arc::from(code.to_string())),
-        Application::Graphql(_) => None,
     }
 }
