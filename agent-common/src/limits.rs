@@ -20,6 +20,10 @@ pub const BURST_THRESHOLD: u32 = 4 * 1024;
 /// Bytes copied from the start of an operation when the budget is spent: a chunk-size line fits (RFC 9112 section 7.1).
 pub const PREFIX_AFTER_BUDGET: u32 = 32;
 
+/// An operation of at most this many bytes is copied whole when the budget is spent: its record costs more than they do, and
+/// it is likely a message of its own (a server-sent event, a WebSocket frame).
+pub const WHOLE_AFTER_BUDGET: u32 = 512;
+
 /// Bytes copied from the end of an operation when the budget is spent: `CRLF 0 CRLF CRLF` ends a chunked body.
 pub const TAIL: usize = 8;
 

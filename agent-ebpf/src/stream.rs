@@ -9,7 +9,7 @@ use agent_common::event::{Close, Data, Header, Open, data_flags, direction, kind
 use agent_common::http2::may_begin;
 use agent_common::limits::{
     BURST_THRESHOLD, CLASSIFY_TURNS, PREFIX_AFTER_BUDGET, RECORD_PAYLOAD_MAX, RECORDS_PER_OPERATION, TAIL,
-    UNIX_PATH_MAX,
+    UNIX_PATH_MAX, WHOLE_AFTER_BUDGET,
 };
 use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_task_btf, bpf_ktime_get_ns};
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid};
@@ -389,7 +389,9 @@ fn spend(state: &mut ConnState, scratch: *mut Scratch, moved: &Moved, turned: bo
     }
     let mut wanted = if state.budget < moved.len { state.budget } else { moved.len };
     state.budget -= wanted;
-    if wanted < PREFIX_AFTER_BUDGET {
+    if wanted < moved.len && moved.len <= WHOLE_AFTER_BUDGET {
+        wanted = moved.len;
+    } else if wanted < PREFIX_AFTER_BUDGET {
         wanted = if moved.len < PREFIX_AFTER_BUDGET { moved.len } else { PREFIX_AFTER_BUDGET };
     }
     locals.wanted = u64::from(wanted);

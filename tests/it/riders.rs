@@ -110,11 +110,17 @@ fn events_of_a_stream_are_counted() {
     };
     for calls in riders.group("events", "/events/", 4) {
         for (call, count) in calls.iter().zip([0, 1, 7, 300]) {
-            let wanted = json!({
-                "http.response.status_code": 200, "weir.messages.kind": "event_stream", "weir.response.messages": count,
-                "weir.response.messages_exact": null, "weir.incomplete": null,
-            });
-            assert_has(call, &wanted);
+            assert_has(call, &json!({ "http.response.status_code": 200, "weir.messages.kind": "event_stream" }));
+            let counted = call.number("weir.response.messages");
+            // Whoever receives many events at once beyond what is copied of a message is told of those that were seen.
+            if count == 300 && call.text("span_kind") == "client" && call.get("weir.response.messages_exact").is_some()
+            {
+                assert_eq!(call["weir.response.messages_exact"], false);
+                assert!(counted.is_some_and(|counted| (1..300).contains(&counted)), "{call:#}");
+                continue;
+            }
+            assert_eq!(counted, Some(count), "{call:#}");
+            assert_has(call, &json!({ "weir.response.messages_exact": null, "weir.incomplete": null }));
         }
     }
     riders.end();
@@ -151,7 +157,7 @@ fn streams_are_visible_before_they_end() {
     };
     riders.say("held", "open held");
     let shown = |path: &str| riders.agent.get("/api/v1/calls/open").contains(path);
-    let visible = wait_until(|| shown("/held") && shown("/socket/held"), PATIENCE);
+    let visible = wait_until(|| shown("/events/1000/0.2/held") && shown("/socket/held"), PATIENCE);
     assert!(visible, "{}", riders.agent.get("/api/v1/calls/open"));
     // A span ends when its stream does.
     let exported = riders.agent.calls().iter().any(|call| call.path().ends_with("held"));
@@ -160,7 +166,13 @@ fn streams_are_visible_before_they_end() {
     let events = riders.calls("/events/", 1);
     let sockets = riders.calls("/socket/", 1);
     for call in events.iter().flatten() {
-        assert!(call.number("weir.response.messages").is_some_and(|count| count >= 5), "{call:#}");
+        // The client reads the first event and then nothing, which is all that it received.
+        let least = if call.text("span_kind") == "server" { 5 } else { 1 };
+        assert!(call.number("weir.response.messages").is_some_and(|count| count >= least), "{call:#}");
+        assert!(
+            call.number("duration_ns").is_some_and(|long| long >= 2_000_000_000),
+            "open for less than it was: {call:#}"
+        );
     }
     for call in sockets.iter().flatten() {
         assert_has(call, &json!({ "weir.request.messages": 1, "weir.response.messages": 1 }));

@@ -13,7 +13,7 @@ pub struct Timing {
     pub request_end: Option<Timestamp>,
     /// First byte of the final response, if seen.
     pub response_start: Option<Timestamp>,
-    /// Last byte of the response; without one, the moment the exchange was given up.
+    /// Last byte of the response; without one, or where it was cut short, the moment the exchange was given up.
     pub end: Timestamp,
 }
 

@@ -1292,7 +1292,8 @@ impl Entry {
         };
         done.outcome = outcome;
         done.incomplete = done.incomplete.or(incomplete);
-        if done.response.is_none() {
+        let cut = matches!(outcome, Outcome::ConnectionClosed | Outcome::ConnectionReset);
+        if cut || done.response.is_none() {
             done.timing.end = time;
         }
         out.push(Event::Done(done));
