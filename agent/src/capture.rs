@@ -98,6 +98,8 @@ pub struct Counts {
     pub tls_unread: u64,
     /// Processes that use TLS and went from the list for others.
     pub tls_processes_evicted: u64,
+    /// The same of the list of processes that use HTTP/3.
+    pub http3_processes_evicted: u64,
     /// Exchanges whose socket was not found in time.
     pub peer_unknown: u64,
     /// Exchanges put out by how they were linked.
@@ -211,6 +213,7 @@ impl Capture {
         }
         self.memory = memory + self.tracer.memory() + self.announced.len() * 64 + self.comms.len() * 96;
         self.counts.tracer_evicted = self.tracer.evicted;
+        self.counts.http3_processes_evicted = self.http3.evicted();
     }
 
     /// Give memory back until about `target` bytes are held: the connections idle for longest go. With 0, all; their

@@ -60,17 +60,25 @@ impl Http3Use {
 
 /// Who uses HTTP/3; bounded, the one idle for longest goes first.
 #[derive(Debug)]
-pub(super) struct Uses(LruCache<ProcessRef, Http3Use, FxBuildHasher>);
+pub(super) struct Uses {
+    known: LruCache<ProcessRef, Http3Use, FxBuildHasher>,
+    evicted: u64,
+}
 
 impl Default for Uses {
     fn default() -> Self {
-        Self(LruCache::with_hasher(PROCESSES, FxBuildHasher))
+        Self { known: LruCache::with_hasher(PROCESSES, FxBuildHasher), evicted: 0 }
     }
 }
 
 impl Uses {
     pub(super) fn all(&self) -> Vec<Http3Use> {
-        self.0.iter().map(|(_, known)| known.clone()).collect()
+        self.known.iter().map(|(_, known)| known.clone()).collect()
+    }
+
+    /// Processes that are not kept in mind any more.
+    pub(super) const fn evicted(&self) -> u64 {
+        self.evicted
     }
 
     /// A UDP socket carries QUIC.
@@ -96,7 +104,8 @@ impl Uses {
     }
 
     fn of(&mut self, process: ProcessRef, comm: &Arc<str>) -> &mut Http3Use {
-        self.0.entry(process).or_insert_with(|| Http3Use {
+        self.evicted += u64::from(self.known.len() >= PROCESSES && !self.known.contains_key(&process));
+        self.known.entry(process).or_insert_with(|| Http3Use {
             process,
             comm: Arc::clone(comm),
             sockets: 0,

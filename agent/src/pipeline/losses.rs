@@ -163,6 +163,7 @@ impl Snapshot {
         for (table, count) in [
             ("connections", counts.connections_evicted),
             ("tls_processes", counts.tls_processes_evicted),
+            ("http3_processes", counts.http3_processes_evicted),
             ("tracer", counts.tracer_evicted),
             ("workloads", self.assess.counts.workloads.evicted),
             ("route_services", self.assess.counts.routes.evicted_services),
