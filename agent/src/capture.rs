@@ -132,8 +132,9 @@ pub struct Capture {
     uses: Uses,
     http3: http3::Uses,
     counts: Counts,
-    /// Kept to save its allocation.
+    /// Kept to save their allocations.
     events: Vec<Event>,
+    heads: Vec<u64>,
     memory: usize,
 }
 
@@ -149,6 +150,7 @@ impl Capture {
             http3: http3::Uses::default(),
             counts: Counts::default(),
             events: Vec::new(),
+            heads: Vec::new(),
             memory: 0,
         }
     }
@@ -179,26 +181,24 @@ impl Capture {
 
     /// Take one record.
     pub fn on_event(&mut self, event: KernelEvent<'_>, out: &mut Vec<Output>) {
-        let before = out.len();
         match event {
             KernelEvent::Data(data) => self.on_data(&data, out),
             KernelEvent::Open(open) => self.on_open(open, out),
             KernelEvent::Close(close) => self.on_close(&close, out),
             KernelEvent::Exec(exec) => self.on_exec(exec, out),
         }
-        self.http3.look(out.get(before..).unwrap_or_default());
     }
 
     /// Give up what waited too long. Called about once a second.
     pub fn on_tick(&mut self, now: Timestamp, out: &mut Vec<Output>) {
-        let Self { table, tracer, counts, events, .. } = self;
+        let Self { table, tracer, http3, counts, events, .. } = self;
         let mut memory = 0;
         for (_, conn) in table.iter_mut() {
             if let Some(parser) = &mut conn.parser {
                 parser.on_tick(now, events);
             }
             if !events.is_empty() {
-                settle(conn, None, tracer, counts, events, out);
+                settle(conn, None, tracer, http3, counts, events, out);
             }
             if held_too_long(conn, now) {
                 release(conn, counts, out);
@@ -315,7 +315,7 @@ impl Capture {
 
     /// What came of a record's bytes.
     fn on_fed(&mut self, id: ConnId, len: u32, out: &mut Vec<Output>) {
-        let Self { table, tracer, counts, events, .. } = self;
+        let Self { table, tracer, http3, counts, events, heads, .. } = self;
         let Some(conn) = table.touch(id) else { return };
         if events.is_empty() {
             conn.fruitless = conn.fruitless.saturating_add(u64::from(len));
@@ -328,12 +328,11 @@ impl Capture {
         conn.fruitless = 0;
         let mirror = mirror_requests(table, id, events);
         if let Some(conn) = table.touch(id) {
-            let heads: Vec<u64> = match mirror {
-                Some(_) => Vec::new(),
-                None => events.iter().filter_map(Event::request).collect(),
-            };
-            settle(conn, mirror.as_deref(), tracer, counts, events, out);
-            for exchange in heads {
+            if mirror.is_none() {
+                heads.extend(events.iter().filter_map(Event::request));
+            }
+            settle(conn, mirror.as_deref(), tracer, http3, counts, events, out);
+            for exchange in heads.drain(..) {
                 join_late(table, id, exchange, tracer);
             }
         }
@@ -348,7 +347,7 @@ impl Capture {
 
     /// One or both directions of a connection ended.
     fn end(&mut self, close: &Close, out: &mut Vec<Output>) {
-        let Self { table, tracer, counts, events, .. } = self;
+        let Self { table, tracer, http3, counts, events, .. } = self;
         let Some(conn) = table.touch(close.conn) else { return };
         conn.last = close.time;
         conn.receive.closed |= close.receive;
@@ -365,7 +364,7 @@ impl Capture {
                 parser.on_end(End::Direction(Direction::Send), close.time, events);
             }
         }
-        settle(conn, None, tracer, counts, events, out);
+        settle(conn, None, tracer, http3, counts, events, out);
         if gone {
             release(conn, counts, out);
             self.table.remove(close.conn);
@@ -424,6 +423,7 @@ impl Capture {
                 send: Stream::default(),
                 open: Vec::new(),
                 fruitless: 0,
+                offer_sought: false,
                 last,
                 orphan,
                 layer,
@@ -451,7 +451,7 @@ impl Capture {
                 done.incomplete.get_or_insert(Incomplete::Abandoned);
             }
         }
-        settle(&mut conn, None, &mut self.tracer, &mut self.counts, &mut self.events, out);
+        settle(&mut conn, None, &mut self.tracer, &mut self.http3, &mut self.counts, &mut self.events, out);
         release(&mut conn, &mut self.counts, out);
         for open in &conn.open {
             end_open(&mut self.tracer, open);
@@ -574,6 +574,7 @@ fn settle(
     conn: &mut Conn,
     mirror: Option<&[OpenExchange]>,
     tracer: &mut Tracer,
+    http3: &mut http3::Uses,
     counts: &mut Counts,
     events: &mut Vec<Event>,
     out: &mut Vec<Output>,
@@ -597,6 +598,11 @@ fn settle(
             Event::Done(done) => {
                 let context = closed(conn, &done, tracer, counts);
                 let exchange = Box::new(exchange(conn, *done, context));
+                // A server says the same with each response: once a connection is enough.
+                if !conn.offer_sought && exchange.response.is_some() {
+                    conn.offer_sought = true;
+                    http3.look(&exchange);
+                }
                 if let Some(exchange) = conn.hold(exchange) {
                     out.push(Output::Exchange(exchange));
                 }

@@ -20,7 +20,8 @@ pub(super) fn recognise(exchange: &Exchange, request: &Request) -> Option<Applic
     let method = method.and_then(|name| identifier(name, b"-"));
     let service = service.and_then(|name| identifier(name, b".-")).filter(|_| method.is_some());
     let method = method.filter(|_| service.is_some());
-    let status = response.and_then(|response| status(&response.trailers).or_else(|| status(&response.headers)));
+    let status = response
+        .and_then(|response| response.trailers.as_deref().and_then(status).or_else(|| status(&response.headers)));
     let requests = request.body.messages;
     let responses = response.and_then(|response| response.body.messages);
     let streaming = requests.zip(responses).and_then(|(requests, responses)| streaming(requests, responses));

@@ -9,7 +9,7 @@ fn grpc(target: &str, content_type: &str, head: &[(&str, &[u8])], trailers: &[(&
     exchange.request.as_mut().unwrap().headers = fixture::headers(&[("Content-Type", content_type.as_bytes())]);
     let response = exchange.response.as_mut().unwrap();
     response.headers = fixture::headers(head);
-    response.trailers = fixture::headers(trailers);
+    response.trailers = Some(Box::new(fixture::headers(trailers)));
     exchange
 }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use hashlink::LruCache;
 use rustc_hash::FxBuildHasher;
 
-use super::Output;
 use crate::event::Open;
 use crate::model::{Exchange, ProcessRef, Role, SocketAddress};
 
@@ -89,16 +88,12 @@ impl Uses {
         known.remote = open.remote.clone();
     }
 
-    /// Note what the exchanges among `outputs` offer.
-    pub(super) fn look(&mut self, outputs: &[Output]) {
-        for output in outputs {
-            if let Output::Exchange(exchange) = output
-                && let Some(port) = offered(exchange)
-            {
-                let known = self.of(exchange.connection.process, &exchange.connection.comm);
-                if !known.offers.contains(&port) && known.offers.len() < OFFERS {
-                    known.offers.push(port);
-                }
+    /// Note what an exchange offers.
+    pub(super) fn look(&mut self, exchange: &Exchange) {
+        if let Some(port) = offered(exchange) {
+            let known = self.of(exchange.connection.process, &exchange.connection.comm);
+            if !known.offers.contains(&port) && known.offers.len() < OFFERS {
+                known.offers.push(port);
             }
         }
     }

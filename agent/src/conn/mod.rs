@@ -43,6 +43,8 @@ pub struct Conn {
     pub open: Vec<OpenExchange>,
     /// Bytes since the parser last made anything of them.
     pub fruitless: u64,
+    /// A response of its server was looked at for an offer of HTTP/3.
+    pub offer_sought: bool,
     pub last: Timestamp,
     /// Its description was lost, or it was evicted: how many records came before is not known.
     pub orphan: bool,
@@ -321,6 +323,7 @@ mod tests {
             send: Stream::default(),
             open: Vec::new(),
             fruitless: 0,
+            offer_sought: false,
             last: Timestamp(id),
             orphan: false,
             layer: Layer::Plain,

@@ -73,8 +73,6 @@ pub struct Request {
     pub target: Bytes,
     pub version: Version,
     pub headers: Headers,
-    /// Fields behind the content (RFC 9110 section 6.5), where the protocol keeps them.
-    pub trailers: Headers,
     pub body: Body,
 }
 
@@ -85,12 +83,20 @@ pub struct Response {
     pub status: u16,
     pub version: Version,
     pub headers: Headers,
-    /// As in [`Request::trailers`]; those that gRPC-Web sends within its content, too.
-    pub trailers: Headers,
+    /// Fields behind the content (RFC 9110 section 6.5), of HTTP/2; those that gRPC-Web sends within its content, too. Apart,
+    /// because few responses have them.
+    pub trailers: Option<Box<Headers>>,
     pub body: Body,
     /// Interim responses (1xx) that came before.
     pub interim: u16,
     pub first_byte: Timestamp,
+}
+
+impl Response {
+    /// Bytes held by its header and trailer fields, about.
+    pub fn heads_memory(&self) -> usize {
+        self.headers.memory() + self.trailers.as_ref().map_or(0, |trailers| size_of::<Headers>() + trailers.memory())
+    }
 }
 
 impl Version {

@@ -99,11 +99,10 @@ impl Done {
     pub fn memory(&self) -> usize {
         let request = self.request.as_ref().map_or(0, |request| {
             let line = request.method.len() + request.target.len();
-            line + request.headers.memory() + request.trailers.memory() + request.body.prefix.capacity()
+            line + request.headers.memory() + request.body.prefix.capacity()
         });
-        let response = self.response.as_ref().map_or(0, |response| {
-            response.headers.memory() + response.trailers.memory() + response.body.prefix.capacity()
-        });
+        let response =
+            self.response.as_ref().map_or(0, |response| response.heads_memory() + response.body.prefix.capacity());
         size_of::<Self>() + request + response
     }
 }

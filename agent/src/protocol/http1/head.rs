@@ -217,7 +217,7 @@ pub(super) fn request(bytes: &[u8], wire: &[u8], most: usize, reading: Reading) 
     let malformed = framing == Framing::Unknown || (fields.coded && fields.length.is_some());
     let exports_otlp = fields.otlp && method == "POST" && path(&target).ends_with(b"/v1/traces");
     let method = method_bytes(method, bytes, &raw);
-    let request = Request { method, target, version, headers, trailers: Headers::default(), body: Body::default() };
+    let request = Request { method, target, version, headers, body: Body::default() };
     let traceparent = fields.traceparent.filter(|_| fields.traceparents == 1);
     let message = RequestLead { request, traceparent, exports_otlp, method: kind };
     Parsed::Whole(Head { message, framing, malformed }, len)
@@ -259,8 +259,8 @@ pub(super) fn response(bytes: &[u8], most: usize, reading: Reading, first_byte: 
     };
     let malformed = fields.length_conflict || reading == Reading::Salvage || (fields.coded && fields.length.is_some());
     let version = version_of(version);
-    let (trailers, body) = (Headers::default(), Body::default());
-    let message = Response { status, version, headers, trailers, body, interim: 0, first_byte };
+    let body = Body::default();
+    let message = Response { status, version, headers, trailers: None, body, interim: 0, first_byte };
     Parsed::Whole(Head { message, framing, malformed }, len)
 }
 
@@ -275,7 +275,7 @@ pub(super) fn request_line_only(head: &[u8]) -> Option<Request> {
     let target = raw.slice(start as usize..end as usize);
     let (start, end) = range_in(line, method);
     let method = raw.slice(start as usize..end as usize);
-    Some(Request { method, target, version, headers, trailers: Headers::default(), body: Body::default() })
+    Some(Request { method, target, version, headers, body: Body::default() })
 }
 
 /// The lines of a cut head that are whole, ended as a head: `None` when not even the start-line is.

@@ -83,7 +83,7 @@ impl Readers {
         {
             response.body.messages = Some(reader.summary());
             if let Some(trailers) = reader.trailers() {
-                response.trailers = trailers;
+                response.trailers = Some(Box::new(trailers));
             }
         }
     }

@@ -116,7 +116,6 @@ impl Connection {
             target: target.unwrap_or_default(),
             version: Version::Http2,
             headers: head.headers,
-            trailers: Headers::default(),
             body: Body::default(),
         });
         out.push(Event::RequestHead(RequestHead {
@@ -288,7 +287,7 @@ fn response(headers: Headers, first_byte: Timestamp) -> Response {
         status: 0,
         version: Version::Http2,
         headers,
-        trailers: Headers::default(),
+        trailers: None,
         body: Body::default(),
         interim: 0,
         first_byte,
@@ -305,12 +304,9 @@ impl Stream {
         if let Some(reason) = block.broken.or_else(|| head.unknown.then_some(Incomplete::HeaderTableUnknown)) {
             self.incomplete(reason);
         }
-        if is_request {
-            if let Some(request) = &mut self.done.request {
-                request.trailers = head.headers;
-            }
-        } else if let Some(response) = &mut self.done.response {
-            response.trailers = head.headers;
+        // Nobody asks for those of a request.
+        if !is_request && let Some(response) = &mut self.done.response {
+            response.trailers = Some(Box::new(head.headers));
         }
     }
 }

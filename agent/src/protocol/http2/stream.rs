@@ -199,8 +199,8 @@ impl Stream {
 
     /// Bytes held beside its own size.
     pub(super) fn memory(&self) -> usize {
-        let request = self.done.request.as_ref().map_or(0, |it| it.headers.memory() + it.trailers.memory());
-        let response = self.done.response.as_ref().map_or(0, |it| it.headers.memory() + it.trailers.memory());
+        let request = self.done.request.as_ref().map_or(0, |it| it.headers.memory());
+        let response = self.done.response.as_ref().map_or(0, |response| response.heads_memory());
         size_of::<Done>() + request + response + self.request.memory() + self.response.memory()
     }
 }
@@ -209,9 +209,9 @@ impl Stream {
 fn fill(done: &mut Done, side: &Side, interim: u16) {
     let Some(response) = &mut done.response else { return };
     response.interim = interim;
-    if response.trailers.is_empty()
+    if response.trailers.is_none()
         && let Some(trailers) = side.reader.as_ref().and_then(|reader| reader.trailers())
     {
-        response.trailers = trailers;
+        response.trailers = Some(Box::new(trailers));
     }
 }

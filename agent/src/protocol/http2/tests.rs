@@ -187,7 +187,7 @@ fn check_conversation(feed: &Feed) {
     let last = feed.done()[1];
     let (request, response) = (last.request.as_ref().unwrap(), last.response.as_ref().unwrap());
     assert_eq!((request.body.size, response.interim), (Some(5), 1));
-    assert_eq!(response.trailers.get("grpc-status"), Some(&b"0"[..]));
+    assert_eq!(response.trailers.as_ref().unwrap().get("grpc-status"), Some(&b"0"[..]));
     assert!(feed.done().iter().all(|done| done.incomplete.is_none() && done.outcome == Outcome::Complete));
 }
 

@@ -329,10 +329,12 @@ impl Truth {
             (response.status == self.status || any && response.status == 0)
                 && (allows_fields(&self.response, &response.headers) || any && response.headers.truncated)
                 && response.interim <= self.interim
-                && (allows_fields(&self.trailers, &response.trailers)
-                    || response.trailers.is_empty()
-                    // Behind a hole nobody can tell them from a response without content.
-                    || response.status == 0 && allows_fields(&self.response, &response.trailers))
+                && response.trailers.as_ref().is_none_or(|trailers| {
+                    allows_fields(&self.trailers, trailers)
+                        || trailers.is_empty()
+                        // Behind a hole nobody can tell them from a response without content.
+                        || response.status == 0 && allows_fields(&self.response, trailers)
+                })
                 && response.body.size.is_none_or(|size| size == self.response_size)
         });
         request && response
@@ -346,6 +348,6 @@ impl Truth {
             && request.body.size == Some(self.request_size)
             && response.body.size == Some(self.response_size)
             && response.interim == self.interim
-            && response.trailers.len() == self.trailers.len()
+            && response.trailers.as_ref().map_or(0, |trailers| trailers.len()) == self.trailers.len()
     }
 }
