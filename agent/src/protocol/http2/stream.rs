@@ -1,7 +1,7 @@
 //! One stream: a request and its response (RFC 9113 section 8.1), and what is known of their content.
 
 use crate::{
-    model::{Body, Direction, Incomplete, Outcome, Timestamp, Timing, Version},
+    model::{Body, Direction, Incomplete, Outcome, Response, Timestamp, Timing, Version},
     protocol::{Done, Event, Operation, content::Reader, progress::Due},
 };
 
@@ -200,7 +200,7 @@ impl Stream {
     /// Bytes held beside its own size.
     pub(super) fn memory(&self) -> usize {
         let request = self.done.request.as_ref().map_or(0, |it| it.headers.memory());
-        let response = self.done.response.as_ref().map_or(0, |response| response.heads_memory());
+        let response = self.done.response.as_ref().map_or(0, Response::heads_memory);
         size_of::<Done>() + request + response + self.request.memory() + self.response.memory()
     }
 }
