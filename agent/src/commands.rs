@@ -46,6 +46,15 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .context("cannot start the runtime")
 }
 
+/// Run to the end, and wait for no thread that is left: one may be detaching probes, which the kernel does as well when
+/// the process ends.
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(future);
+    runtime.shutdown_background();
+    result
+}
+
 fn say(line: std::fmt::Arguments<'_>) {
     // Standard error that is closed leaves nobody to tell.
     _ = writeln!(std::io::stderr(), "{line}");
@@ -73,7 +82,7 @@ fn observe(args: &Run) -> Result<ExitCode> {
         say(format_args!("warning: {warning}"));
     }
     let duration = args.duration;
-    runtime()?.block_on(async move {
+    block_on(async move {
         // Before anything is attached: a signal during the start is not lost.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -164,7 +173,7 @@ fn tail(args: Tail) -> Result<ExitCode> {
     };
     let mut out = std::io::stdout();
     let options = TailOptions { colour: out.is_terminal(), json: args.json, limit: args.limit };
-    runtime()?.block_on(client::tail(&target, &filter, options, &mut out))?;
+    block_on(client::tail(&target, &filter, options, &mut out))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -176,7 +185,14 @@ fn record(path: &Path, duration: Option<Duration>, max_bytes: u64) -> Result<Exi
     let (mut attached, mut ring) = bpf::attach(&features, &plan, settings)?;
     let shared = Arc::new(Shared::default());
     // Why not, if not, is logged.
-    let discover = run::tls(&mut attached, &shared).ok().map(|worker| std::thread::spawn(move || worker.run()));
+    let (detaching, detached) = sync_channel::<()>(0);
+    let discover = run::tls(&mut attached, &shared).ok().map(|worker| {
+        std::thread::spawn(move || {
+            // Dropped when everything is detached.
+            let _detaching = detaching;
+            worker.run();
+        })
+    });
     say(format_args!("recording to {}; it will hold what processes exchange, secrets included", path.display()));
     say(format_args!("ready"));
     let stopped = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -206,10 +222,13 @@ fn record(path: &Path, duration: Option<Duration>, max_bytes: u64) -> Result<Exi
     attached.stop()?;
     shared.stop.store(true, std::sync::atomic::Ordering::Release);
     ring.drain(&mut |record| recorder.push(record));
-    if discover.is_some_and(|discover| discover.join().is_err()) {
+    let (written, refused) = recorder.finish()?;
+    // It may be reading a large library; the kernel detaches what is left when the process ends.
+    if detached.recv_timeout(run::DETACH) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected)
+        && discover.is_some_and(|discover| discover.join().is_err())
+    {
         tracing::error!("the discovery thread panicked");
     }
-    let (written, refused) = recorder.finish()?;
     say(format_args!("{written} records written, {refused} did not fit"));
     Ok(ExitCode::SUCCESS)
 }
@@ -225,7 +244,7 @@ fn replay(path: &Path, export: Vec<String>, time: Option<u32>) -> Result<ExitCod
     if let Some(times) = time {
         return measure(&recording, &config, times);
     }
-    runtime()?.block_on(async {
+    block_on(async {
         let exporters: Arc<[_]> = run::exporters(&config, &crate::export::otlp::OtlpSettings::default())?.into();
         let (queue, batches) = sync_channel(QUEUE_BATCHES);
         let shared = Arc::new(Shared::default());

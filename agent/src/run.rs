@@ -39,7 +39,7 @@ use crate::workloads::{WorkloadLimits, Workloads};
 /// The exporters have this long to drain when the agent stops; with the admin server's second it stays under five.
 const DRAIN: Duration = Duration::from_secs(3);
 /// Probes on TLS libraries have this long to detach, besides.
-const DETACH: Duration = Duration::from_secs(2);
+pub const DETACH: Duration = Duration::from_secs(2);
 /// How often the supervisor looks at limits, files and counts.
 const TICK: Duration = Duration::from_secs(1);
 /// Above this share of the memory limit tables shrink.

@@ -70,7 +70,12 @@ impl Recorder {
     /// Stop, and read what it wrote.
     pub fn stop(mut self) -> Recorded {
         self.process.signal(Signal::SIGTERM);
-        assert!(self.process.wait(super::PATIENCE).is_some_and(|status| status.success()), "weir record did not end");
+        let status = self.process.wait(super::PATIENCE);
+        assert!(
+            status.is_some_and(|status| status.success()),
+            "weir record did not end ({status:?}): {:#?}",
+            self.process.stderr()
+        );
         let recording = Bytes::open(&self.path).unwrap();
         let mut recorded = Recorded::default();
         for bytes in recording.iter() {
