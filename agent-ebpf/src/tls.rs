@@ -154,15 +154,14 @@ pub(crate) fn carry<S: Socket>(state: &mut ConnState, socket: S, moved: &Moved, 
         }
         return;
     }
-    if is_tls_application_data(word) {
-        set_left(state, index, 0);
-        return;
-    }
-    if state.flags & flag::HELLO == 0 {
+    // From here on all is encrypted, which the header of the record proves; nothing behind it is of use.
+    let is_over = is_tls_application_data(word);
+    if !is_over && state.flags & flag::HELLO == 0 {
         hello(state, moved, source, word);
     }
-    let wanted = if moved.len < left { moved.len } else { left };
-    set_left(state, index, left - wanted);
+    let most = if is_over { RECORD_HEADER } else { left };
+    let wanted = if moved.len < most { moved.len } else { most };
+    set_left(state, index, if is_over { 0 } else { left - wanted });
     if state.verdict == verdict::TLS {
         stream::report_handshake(state, socket, moved, scratch, wanted);
     }

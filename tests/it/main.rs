@@ -25,6 +25,7 @@ mod plaintext;
 mod riders;
 mod sockets;
 mod tls;
+mod tls_facts;
 mod tls_forms;
 mod tls_safety;
 mod trace;

@@ -24,7 +24,7 @@ fn serve() -> u16 {
 }
 
 /// The collector's program, in the environment that `cargo xtask setup` made.
-fn rotel() -> Option<PathBuf> {
+pub(crate) fn rotel() -> Option<PathBuf> {
     let python = python_with_packages()?;
     let script = "import os, rotel; print(os.path.join(os.path.dirname(rotel.__file__), 'rotel-agent'))";
     let output = Command::new(python).args(["-c", script]).output().ok()?;
@@ -33,7 +33,7 @@ fn rotel() -> Option<PathBuf> {
 }
 
 /// A collector that prints everything it receives, its gRPC and its HTTP port.
-fn collector(program: &Path) -> (Process, u16, u16) {
+pub(crate) fn collector(program: &Path) -> (Process, u16, u16) {
     let (grpc, http) = (free_port(), free_port());
     let mut command = Command::new(program);
     command.args(["start", "--exporter", "blackhole", "--debug-log", "traces", "--debug-log", "metrics"]);
@@ -53,7 +53,8 @@ fn collector(program: &Path) -> (Process, u16, u16) {
     (process, grpc, http)
 }
 
-fn to_collector(protocol: &str, port: u16, target: u16) -> Options {
+/// An agent that exports calls of one port.
+pub(crate) fn to_collector(protocol: &str, port: u16, target: u16) -> Options {
     Options {
         args: ["--otlp-endpoint", &format!("http://127.0.0.1:{port}"), "--otlp-protocol", protocol]
             .map(str::to_owned)

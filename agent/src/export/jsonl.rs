@@ -137,7 +137,7 @@ impl Serialize for Line<'_> {
         known("network.protocol.version", Some(report.version.name()))?;
         known("network.transport", Some(report.transport.name()))?;
         if let Some(handshake) = &report.tls {
-            tls::attributes(handshake, |key, value| match value {
+            tls::attributes(handshake, report.version, |key, value| match value {
                 tls::Value::Text(text) => map.serialize_entry(key, &*text),
                 tls::Value::Bool(truth) => map.serialize_entry(key, &truth),
             })?;

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use opentelemetry_semantic_conventions::attribute as semconv;
 
 use super::jsonl::Civil;
-use crate::model::Handshake;
+use crate::model::{Handshake, Version};
 
 /// The conventions would have this be `server.address`, but that is the host of the request, which may be another.
 const SERVER_NAME: &str = "tls.client.server_name";
@@ -18,9 +18,10 @@ pub(super) enum Value<'a> {
     Bool(bool),
 }
 
-/// Calls `each` for every attribute that is known, until it fails.
+/// Calls `each` for every attribute that is known, until it fails. `spoken` is what the connection carries.
 pub(super) fn attributes<'a, E>(
     handshake: &'a Handshake,
+    spoken: Version,
     mut each: impl FnMut(&'static str, Value<'a>) -> Result<(), E>,
 ) -> Result<(), E> {
     let text = |text: &'a str| Value::Text(Cow::Borrowed(text));
@@ -36,7 +37,7 @@ pub(super) fn attributes<'a, E>(
             handshake.cipher.map(|cipher| cipher.name().map_or_else(|| shown(cipher.to_string()), text)),
         ),
         (semconv::TLS_CURVE, handshake.group.map(|group| group.name().map_or_else(|| shown(group.to_string()), text))),
-        (semconv::TLS_NEXT_PROTOCOL, handshake.alpn.as_deref().map(text)),
+        (semconv::TLS_NEXT_PROTOCOL, handshake.next_protocol(spoken).map(text)),
         (semconv::TLS_ESTABLISHED, handshake.established.then_some(Value::Bool(true))),
         (semconv::TLS_RESUMED, handshake.resumption().map(Value::Bool)),
         (SERVER_NAME, handshake.server_name().map(text)),
@@ -58,7 +59,7 @@ mod tests {
 
     fn shown(handshake: &Handshake) -> Vec<String> {
         let mut shown = Vec::new();
-        attributes::<()>(handshake, |key, value| {
+        attributes::<()>(handshake, Version::Http11, |key, value| {
             shown.push(match value {
                 Value::Text(text) => format!("{key}={text}"),
                 Value::Bool(truth) => format!("{key}={truth}"),

@@ -9,6 +9,8 @@ use std::fmt;
 
 use suites::SUITES;
 
+use super::Version;
+
 /// The handshake of a connection, as far as it was seen. The default knows only that the connection is TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Handshake {
@@ -169,6 +171,13 @@ impl Handshake {
     /// Whether an earlier session was taken up; `None` while the handshake was not seen to its end.
     pub fn resumption(&self) -> Option<bool> {
         (self.resumed || (self.established && self.version.is_some())).then_some(self.resumed)
+    }
+
+    /// The protocol above (RFC 7301), where it is known that the server chose one. TLS 1.3 encrypts the choice, but HTTP/2 is
+    /// spoken over TLS only where it was offered and chosen (RFC 9113 section 3.2); HTTP/1.1 also where nothing was.
+    pub fn next_protocol(&self, spoken: Version) -> Option<&str> {
+        let offer = self.offer.as_ref().filter(|_| spoken == Version::Http2);
+        self.alpn.as_deref().or_else(|| offer?.alpn.iter().map(|name| &**name).find(|name| *name == "h2"))
     }
 
     /// The host that the client named.
@@ -486,6 +495,25 @@ mod tests {
         assert_eq!(known.iter().map(|version| version.number()).collect::<Vec<_>>(), ["3", "1.0", "1.1", "1.2", "1.3"]);
         for wire in [0x0002, 0x0305, 0x7f1c, 0x1a1a, 0xfefd] {
             assert_eq!(TlsVersion::from_wire(wire), None);
+        }
+    }
+
+    #[test]
+    fn the_next_protocol_is_the_servers_choice_or_what_follows_from_what_is_spoken() {
+        let offer =
+            |names: &[&str]| Offer { alpn: names.iter().map(|name| Box::from(*name)).collect(), ..Offer::default() };
+        let both = Some(offer(&["h2", "http/1.1"]));
+        for (chosen, offer, spoken, expected) in [
+            (Some("http/1.1"), both.clone(), Version::Http11, Some("http/1.1")),
+            (Some("h2"), both.clone(), Version::Http2, Some("h2")),
+            (None, both.clone(), Version::Http2, Some("h2")),
+            (None, both, Version::Http11, None),
+            (None, Some(offer(&["http/1.1"])), Version::Http11, None),
+            (None, Some(offer(&["http/1.1"])), Version::Http2, None),
+            (None, None, Version::Http2, None),
+        ] {
+            let handshake = Handshake { alpn: chosen.map(Box::from), offer, ..Handshake::default() };
+            assert_eq!(handshake.next_protocol(spoken), expected, "{handshake:?} {spoken:?}");
         }
     }
 

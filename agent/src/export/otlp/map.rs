@@ -144,7 +144,7 @@ fn attributes(report: &CallReport) -> Vec<KeyValue> {
             list.add(Cow::Borrowed(key), value);
             Ok::<(), Infallible>(())
         };
-        let Ok(()) = tls::attributes(handshake, each);
+        let Ok(()) = tls::attributes(handshake, report.version, each);
     }
     let each = |key, value| {
         let value = match value {
