@@ -57,8 +57,8 @@ fn library() -> Result<(PathBuf, Target)> {
         .lines()
         .find_map(|line| line.trim().strip_prefix("libssl.so.3 => ")?.split(' ').next().map(PathBuf::from))
         .context("wrk does not use libssl.so.3")?;
-    let cache = object::ReadCache::new(File::open(&path)?);
-    let image = Image::parse(&cache).ok().context("libssl is no ELF file")?;
+    let bytes = std::fs::read(&path)?;
+    let image = Image::parse(bytes.as_slice()).ok().context("libssl is no ELF file")?;
     let found = tls_targets::find(&image, Effort::Symbols);
     let target = found.targets.into_iter().find(|target| target.stack == Stack::Openssl);
     Ok((path, target.context("libssl cannot be probed")?))

@@ -2,6 +2,7 @@
 //! looked at once, by inode; a file's probes go when nobody maps it any more.
 
 mod maps;
+mod opened;
 mod survey;
 mod view;
 
@@ -13,11 +14,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use object::ReadCache;
-
 pub use self::survey::{Survey, SurveyedFile, SurveyedProcess, survey};
 pub use self::view::{Counts, LibraryView, ProcessView, View};
 
+use self::opened::Opened;
 use crate::bpf::{Library, Mapped, Uprobes};
 use crate::model::ProcessRef;
 use crate::tls_targets::elf::Image;
@@ -339,7 +339,7 @@ impl Discovery {
         if !metadata.is_file() {
             return Ok(Outcome::Nothing);
         }
-        let cache = ReadCache::new(file.try_clone()?);
+        let cache = Opened::new(file)?;
         let Ok(image) = Image::parse(&cache) else { return Ok(Outcome::Nothing) };
         let identity = Identity {
             build: image.build_id().map(Box::from).ok_or(metadata.dev()),
@@ -433,7 +433,7 @@ impl Discovery {
     }
 }
 
-fn is_java<'a, R: object::ReadRef<'a>>(image: &Image<'a, R>) -> bool {
+fn is_java<'a, R: tls_targets::source::Source<'a>>(image: &Image<'a, R>) -> bool {
     image.function("JNI_CreateJavaVM").is_some()
 }
 

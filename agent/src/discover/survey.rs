@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use object::ReadCache;
-
+use super::opened::Opened;
 use super::{FileKey, JAVA, is_java, maps, processes};
 use crate::tls_targets::elf::Image;
 use crate::tls_targets::{self, Effort};
@@ -66,7 +65,7 @@ pub fn survey(proc: &Path) -> Survey {
         for mapping in maps::executable(&text).filter(|mapping| met.insert(mapping.key)) {
             let (path, held) = files.entry(mapping.key).or_insert_with(|| {
                 let name = format!("map_files/{:x}-{:x}", mapping.start, mapping.end);
-                let held = File::open(folder.join(name)).map_or_else(|_| Held::new(), held);
+                let held = File::open(folder.join(name)).map_or_else(|_| Held::new(), |file| held(&file));
                 (PathBuf::from(mapping.path), held)
             });
             if !held.is_empty() {
@@ -97,11 +96,11 @@ pub fn survey(proc: &Path) -> Survey {
 }
 
 /// What is in a file, as far as its symbols tell.
-fn held(file: File) -> Held {
+fn held(file: &File) -> Held {
     if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
         return Held::new();
     }
-    let cache = ReadCache::new(file);
+    let Ok(cache) = Opened::new(file) else { return Held::new() };
     let Ok(image) = Image::parse(&cache) else { return Held::new() };
     if is_java(&image) {
         return vec![("java", Some(JAVA.to_owned()))];

@@ -12,13 +12,13 @@ use agent_common::{
 };
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 use memchr::memmem;
-use object::ReadRef;
 
 use super::{
     Effort, Found, Stack, Target, Unreadable, call_probes,
     eh_frame::Functions,
     elf::{Function, Image},
     scan::{self, Argument},
+    source::Source,
     x86::{Code, Value, trace},
 };
 
@@ -69,7 +69,7 @@ struct Pair {
 }
 
 /// Finds BoringSSL by its code in a program or library that does not name its functions.
-pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, effort: Effort, found: &mut Found) {
+pub fn find<'a, R: Source<'a>>(image: &Image<'a, R>, effort: Effort, found: &mut Found) {
     let is_known = found.targets.iter().any(|target| matches!(target.stack, Stack::Boringssl | Stack::Openssl));
     if effort != Effort::Code || is_known || image.function("SSL_read").is_some() {
         return;
@@ -84,7 +84,7 @@ pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, effort: Effort, found: &mu
     }
 }
 
-fn target<'a, R: ReadRef<'a>>(image: &Image<'a, R>, sources: &[u64]) -> Result<Target, &'static str> {
+fn target<'a, R: Source<'a>>(image: &Image<'a, R>, sources: &[u64]) -> Result<Target, &'static str> {
     if !image.is_x86_64() {
         return Err(MACHINE);
     }
@@ -154,7 +154,7 @@ fn in_state(place: Value) -> bool {
 }
 
 /// The addresses of the name of the source file.
-fn sources<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Vec<u64> {
+fn sources<'a, R: Source<'a>>(image: &Image<'a, R>) -> Vec<u64> {
     let mut found = BTreeSet::new();
     let Some(section) = image.section(".rodata") else { return Vec::new() };
     scan::pieces(image, section, &mut |address, bytes| {
@@ -171,7 +171,7 @@ fn sources<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Vec<u64> {
 }
 
 /// Every function that reports an error with one of these names, and its errors.
-fn reporters<'a, R: ReadRef<'a>>(image: &Image<'a, R>, functions: &Functions<'a>, sources: &[u64]) -> Vec<Reporter> {
+fn reporters<'a, R: Source<'a>>(image: &Image<'a, R>, functions: &Functions<'a>, sources: &[u64]) -> Vec<Reporter> {
     let Some(text) = image.section(".text") else { return Vec::new() };
     let starts: BTreeMap<u64, Function> = scan::loads(image, text, Argument::Fourth, sources, MAX_PLACES)
         .into_iter()

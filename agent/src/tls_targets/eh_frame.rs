@@ -1,9 +1,8 @@
 //! `.eh_frame_hdr`: where functions begin and end, for unwinding (Linux Standard Base, "Exception Frames"). It is mapped
 //! and survives `strip`, so that a file without symbols still has its functions' bounds.
 
-use object::ReadRef;
-
 use super::elf::{Function, Image, Section};
+use super::source::Source;
 
 const HEADER_SIZE: u64 = 12;
 const ENTRY_SIZE: u64 = 8;
@@ -20,7 +19,7 @@ pub(super) struct Functions<'a> {
 }
 
 impl<'a> Functions<'a> {
-    pub(super) fn read<R: ReadRef<'a>>(image: &Image<'a, R>) -> Option<Self> {
+    pub(super) fn read<R: Source<'a>>(image: &Image<'a, R>) -> Option<Self> {
         let Section { address: header, size, .. } = image.section(".eh_frame_hdr")?;
         let bytes = image.bytes(header, HEADER_SIZE)?;
         let count = u64::from(u32_at(bytes, 8)?);
@@ -33,7 +32,7 @@ impl<'a> Functions<'a> {
     }
 
     /// The function that an address lies in.
-    pub(super) fn around<R: ReadRef<'a>>(&self, image: &Image<'a, R>, address: u64) -> Option<Function> {
+    pub(super) fn around<R: Source<'a>>(&self, image: &Image<'a, R>, address: u64) -> Option<Function> {
         let (entries, _) = self.table.as_chunks::<{ ENTRY_SIZE as usize }>();
         let place = |at: Option<u32>| Some(self.header.wrapping_add_signed(i64::from(at? as i32)));
         let start = |entry: &[u8; 8]| place(u32_at(entry, 0));
@@ -45,7 +44,7 @@ impl<'a> Functions<'a> {
 }
 
 /// The bounds in a frame description; it must be of the function that the table says.
-fn frame<'a, R: ReadRef<'a>>(image: &Image<'a, R>, description: u64, start: u64) -> Option<Function> {
+fn frame<'a, R: Source<'a>>(image: &Image<'a, R>, description: u64, start: u64) -> Option<Function> {
     // Length, place of what is common, then the start from here and the size.
     let bytes = image.bytes(description, 16)?;
     let from = description.checked_add(8)?;

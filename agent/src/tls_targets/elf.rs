@@ -5,7 +5,9 @@
 use std::{cell::OnceCell, fmt};
 
 use memchr::memmem;
-use object::{ReadRef, elf};
+use object::elf;
+
+use super::source::Source;
 
 /// Of program and section headers; more is not an executable of this world.
 const MAX_HEADERS: u16 = 4096;
@@ -97,7 +99,7 @@ struct Table<'a> {
 }
 
 /// One file.
-pub struct Image<'a, R: ReadRef<'a>> {
+pub struct Image<'a, R: Source<'a>> {
     data: R,
     machine: u16,
     segments: Vec<Segment>,
@@ -108,7 +110,7 @@ pub struct Image<'a, R: ReadRef<'a>> {
     dynsym: OnceCell<Option<Table<'a>>>,
 }
 
-impl<'a, R: ReadRef<'a>> Image<'a, R> {
+impl<'a, R: Source<'a>> Image<'a, R> {
     /// Reads the headers. A file without section headers is fine, one without segments is not.
     pub fn parse(data: R) -> Result<Self, NotElf> {
         let header = data.read_bytes_at(0, 64).map_err(|()| NotElf)?;
@@ -159,11 +161,21 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
         if len > MAX_READ {
             return None;
         }
+        self.data.read_bytes_at(self.mapped(address, len)?, len).ok()
+    }
+
+    /// As [`Image::bytes`], into a buffer of the caller's: nothing is kept.
+    pub fn copy(&self, address: u64, into: &mut [u8]) -> Option<()> {
+        self.data.copy(self.mapped(address, into.len() as u64)?, into)
+    }
+
+    /// Where in the file `len` bytes are that are mapped at a virtual address.
+    fn mapped(&self, address: u64, len: u64) -> Option<u64> {
         let (segment, within) = self.segment(address)?;
         if len > segment.size - within {
             return None;
         }
-        self.data.read_bytes_at(segment.offset.checked_add(within)?, len).ok()
+        segment.offset.checked_add(within)
     }
 
     /// Where in the file the instruction at a virtual address is; only of what is mapped executable.
@@ -336,7 +348,7 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
     }
 }
 
-impl<'a, R: ReadRef<'a>> fmt::Debug for Image<'a, R> {
+impl<'a, R: Source<'a>> fmt::Debug for Image<'a, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Image").field("machine", &self.machine).finish_non_exhaustive()
     }
@@ -378,7 +390,7 @@ fn function(symbol: &[u8]) -> Option<Function> {
         .then_some(Function { address, size })
 }
 
-fn segments<'a, R: ReadRef<'a>>(data: R, header: &[u8], len: u64) -> Option<Vec<Segment>> {
+fn segments<'a, R: Source<'a>>(data: R, header: &[u8], len: u64) -> Option<Vec<Segment>> {
     let (offset, count) = (u64_at(header, 32)?, u16_at(header, 56)?);
     if u16_at(header, 54)? != 56 || count > MAX_HEADERS {
         return None;
@@ -397,7 +409,7 @@ fn segments<'a, R: ReadRef<'a>>(data: R, header: &[u8], len: u64) -> Option<Vec<
     Some(table.chunks_exact(56).filter_map(segment).collect())
 }
 
-fn sections<'a, R: ReadRef<'a>>(data: R, header: &[u8], len: u64) -> Option<Vec<SectionHeader>> {
+fn sections<'a, R: Source<'a>>(data: R, header: &[u8], len: u64) -> Option<Vec<SectionHeader>> {
     let (offset, count) = (u64_at(header, 40)?, u16_at(header, 60)?);
     if u16_at(header, 58)? != 64 || count > MAX_HEADERS {
         return None;

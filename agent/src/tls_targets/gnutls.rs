@@ -6,11 +6,11 @@ use agent_common::{
     tls::{Layout, form},
 };
 use iced_x86::OpKind;
-use object::ReadRef;
 
 use super::{
     Effort, Found, Probe, Stack, Target, Unreadable, call_probes,
     elf::Image,
+    source::Source,
     x86::{self, Code, Value},
 };
 
@@ -18,7 +18,7 @@ use super::{
 const MAX_OFFSET: i64 = 0x4000;
 
 /// Finds GnuTLS by the functions it defines.
-pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, _effort: Effort, found: &mut Found) {
+pub fn find<'a, R: Source<'a>>(image: &Image<'a, R>, _effort: Effort, found: &mut Found) {
     if image.function("gnutls_record_recv").is_none() || image.function("gnutls_record_send").is_none() {
         return;
     }
@@ -32,7 +32,7 @@ pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, _effort: Effort, found: &m
     }
 }
 
-fn probes<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Result<Vec<Probe>, String> {
+fn probes<'a, R: Source<'a>>(image: &Image<'a, R>) -> Result<Vec<Probe>, String> {
     let code = |name: &str| Code::read(image, image.function(name)?);
     let call = |name: &'static str, direction: u8| {
         code(name)
@@ -56,7 +56,7 @@ fn probes<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Result<Vec<Probe>, String
 }
 
 /// `gnutls_session_get_random(session, client, server)` gives a pointer into the session.
-fn layout<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Layout {
+fn layout<'a, R: Source<'a>>(image: &Image<'a, R>) -> Layout {
     let code = image.function("gnutls_session_get_random").and_then(|function| Code::read(image, function));
     let mut places = Vec::new();
     if let Some(code) = code {

@@ -8,11 +8,11 @@ use agent_common::{
     tls::{Layout, form},
 };
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
-use object::ReadRef;
 
 use super::{
     Effort, Found, Probe, Program, Stack, Target, Unreadable,
     elf::{Function, Image},
+    source::Source,
     x86::Code,
 };
 use pclntab::{Missing, Pclntab};
@@ -53,7 +53,7 @@ struct Body {
 }
 
 /// Finds crypto/tls in a Go program or library.
-pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, _effort: Effort, found: &mut Found) {
+pub fn find<'a, R: Source<'a>>(image: &Image<'a, R>, _effort: Effort, found: &mut Found) {
     let is_go = [".go.buildinfo", ".gopclntab", ".data.rel.ro.gopclntab", ".note.go.buildid"]
         .into_iter()
         .any(|name| image.section(name).is_some());
@@ -67,7 +67,7 @@ pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, _effort: Effort, found: &m
     }
 }
 
-fn target<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Result<Option<Target>, &'static str> {
+fn target<'a, R: Source<'a>>(image: &Image<'a, R>) -> Result<Option<Target>, &'static str> {
     if !image.is_x86_64() {
         return Err(MACHINE);
     }
@@ -102,7 +102,7 @@ fn target<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Result<Option<Target>, &'
 }
 
 /// None in a program without TLS, or that links only a part of it.
-fn functions<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Result<Option<Functions>, &'static str> {
+fn functions<'a, R: Source<'a>>(image: &Image<'a, R>) -> Result<Option<Functions>, &'static str> {
     if let (Some(read), Some(write)) = (image.function(READ), image.function(WRITE)) {
         return Ok(Some(Functions { read, write, memmove: image.function(MEMMOVE) }));
     }

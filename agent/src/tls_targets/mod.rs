@@ -12,14 +12,15 @@ pub mod rustls;
 #[cfg(test)]
 mod sample;
 mod scan;
+pub mod source;
 pub mod x86;
 
 use std::fmt;
 
 use agent_common::tls::Layout;
-use object::ReadRef;
 
 use elf::Image;
+use source::Source;
 use x86::{Code, Site};
 
 /// A TLS implementation (`weir.capture.backend` of what it yields).
@@ -96,7 +97,7 @@ pub enum Effort {
 }
 
 /// What to probe in a file. Every stack that is in it is found, the ones that cannot be read too.
-pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, effort: Effort) -> Found {
+pub fn find<'a, R: Source<'a>>(image: &Image<'a, R>, effort: Effort) -> Found {
     let stacks: [Find<'a, R>; 6] = [openssl::find, go::find, gnutls::find, nss::find, rustls::find, boringssl::find];
     let mut found = Found::default();
     for stack in stacks {
@@ -109,7 +110,7 @@ pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, effort: Effort) -> Found {
 type Find<'a, R> = fn(&Image<'a, R>, Effort, &mut Found);
 
 /// The probes of a function whose call is reported when it returns: at the arguments and at the result, in this order.
-fn call_probes<'a, R: ReadRef<'a>>(
+fn call_probes<'a, R: Source<'a>>(
     image: &Image<'a, R>,
     code: &Code<'_>,
     arguments: usize,

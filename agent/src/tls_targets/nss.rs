@@ -9,12 +9,11 @@ use agent_common::{
     event::direction,
     tls::{Layout, form},
 };
-use object::ReadRef;
 
-use super::{Effort, Found, Probe, Stack, Target, Unreadable, call_probes, elf::Image, x86::Code};
+use super::{Effort, Found, Probe, Stack, Target, Unreadable, call_probes, elf::Image, source::Source, x86::Code};
 
 /// Finds the portable runtime by the functions it defines.
-pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, _effort: Effort, found: &mut Found) {
+pub fn find<'a, R: Source<'a>>(image: &Image<'a, R>, _effort: Effort, found: &mut Found) {
     if image.function("PR_Recv").is_none() || image.function("PR_Send").is_none() {
         return;
     }

@@ -8,11 +8,11 @@ use agent_common::{
     tls::{Layout, UNKNOWN, form},
 };
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
-use object::ReadRef;
 
 use super::{
     Effort, Found, Probe, Stack, Target, Unreadable, call_probes,
     elf::Image,
+    source::Source,
     x86::{self, Code, State, To, Value},
 };
 
@@ -65,7 +65,7 @@ const WRITE: Half = Half {
 };
 
 /// Finds a library by the functions it defines.
-pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, _effort: Effort, found: &mut Found) {
+pub fn find<'a, R: Source<'a>>(image: &Image<'a, R>, _effort: Effort, found: &mut Found) {
     if image.function("SSL_read").is_none() || image.function("SSL_write").is_none() {
         return;
     }
@@ -79,7 +79,7 @@ pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, _effort: Effort, found: &m
     }
 }
 
-fn target<'a, R: ReadRef<'a>>(image: &Image<'a, R>, stack: Stack) -> Result<Option<Target>, String> {
+fn target<'a, R: Source<'a>>(image: &Image<'a, R>, stack: Stack) -> Result<Option<Target>, String> {
     if !image.is_x86_64() {
         return Err(super::arm64(stack));
     }
@@ -100,7 +100,7 @@ fn target<'a, R: ReadRef<'a>>(image: &Image<'a, R>, stack: Stack) -> Result<Opti
     Ok(Some(Target { stack, layout, probes }))
 }
 
-fn exported<'a, R: ReadRef<'a>>(image: &Image<'a, R>, half: &Half) -> Result<Vec<Exported<'a>>, String> {
+fn exported<'a, R: Source<'a>>(image: &Image<'a, R>, half: &Half) -> Result<Vec<Exported<'a>>, String> {
     let mut functions = Vec::new();
     for &(name, form, moved) in half.exported {
         let Some(function) = image.function(name) else { continue };
@@ -112,7 +112,7 @@ fn exported<'a, R: ReadRef<'a>>(image: &Image<'a, R>, half: &Half) -> Result<Vec
 }
 
 /// GnuTLS has a library that offers a few functions of OpenSSL; its own functions are probed.
-fn is_gnutls<'a, R: ReadRef<'a>>(image: &Image<'a, R>, read: &Code<'a>) -> bool {
+fn is_gnutls<'a, R: Source<'a>>(image: &Image<'a, R>, read: &Code<'a>) -> bool {
     x86::callees(read)
         .into_iter()
         .filter_map(|callee| x86::imported(image, callee.to))
@@ -120,7 +120,7 @@ fn is_gnutls<'a, R: ReadRef<'a>>(image: &Image<'a, R>, read: &Code<'a>) -> bool 
 }
 
 /// Probes that see each call of a direction once.
-fn half<'a, R: ReadRef<'a>>(image: &Image<'a, R>, half: &Half, all: &[Exported<'a>]) -> Result<Vec<Probe>, String> {
+fn half<'a, R: Source<'a>>(image: &Image<'a, R>, half: &Half, all: &[Exported<'a>]) -> Result<Vec<Probe>, String> {
     let callees: Vec<Vec<x86::Callee>> = all.iter().map(|exported| x86::callees(&exported.code)).collect();
     // SSL_write_ex calls SSL_write_ex2 since OpenSSL 3.3, LibreSSL's SSL_read_ex calls SSL_read: one of them is enough.
     let is_forwarded = |callee: &x86::Callee| {
@@ -197,7 +197,7 @@ fn internal(exported: &[(&Exported<'_>, &Vec<x86::Callee>)]) -> Option<(u64, u8)
 }
 
 /// Decoded from the library's own accessors.
-fn layout<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Layout {
+fn layout<'a, R: Source<'a>>(image: &Image<'a, R>) -> Layout {
     let code = |name: &str| Code::read(image, image.function(name)?);
     let mut layout = Layout::NONE;
     if let Some((base, offset)) = code("SSL_get_client_random").and_then(|code| random(&code)) {

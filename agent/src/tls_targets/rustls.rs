@@ -10,12 +10,12 @@ use agent_common::{
 };
 use iced_x86::{FlowControl, Instruction, Mnemonic, Register};
 use memchr::memmem;
-use object::ReadRef;
 
 use super::{
     Effort, Found, Probe, Program, Stack, Target, Unreadable, call_probes,
     elf::{Function, Image},
     scan,
+    source::Source,
     x86::{Code, Site, State, Value, trace},
 };
 
@@ -64,7 +64,7 @@ struct Named {
 }
 
 /// Finds rustls in a program or library.
-pub fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, effort: Effort, found: &mut Found) {
+pub fn find<'a, R: Source<'a>>(image: &Image<'a, R>, effort: Effort, found: &mut Found) {
     let named = named(image);
     let refuse = |reason: &str| Unreadable { stack: Stack::Rustls, reason: reason.to_owned() };
     if named.is_there && !image.is_x86_64() {
@@ -90,7 +90,7 @@ fn stripped(version: &str) -> String {
     )
 }
 
-fn named<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Named {
+fn named<'a, R: Source<'a>>(image: &Image<'a, R>) -> Named {
     let mut named = Named::default();
     image.functions(&mut |name, function| {
         named.is_there |= name.starts_with(LEGACY_CRATE);
@@ -141,7 +141,7 @@ fn after<'n>(name: &'n [u8], part: &[u8]) -> Option<&'n [u8]> {
 }
 
 /// A target of all copies: none when one of them is not what it should be.
-fn target<'a, R: ReadRef<'a>>(image: &Image<'a, R>, named: &Named) -> Option<Target> {
+fn target<'a, R: Source<'a>>(image: &Image<'a, R>, named: &Named) -> Option<Target> {
     let probe = |program, site: Site, form, direction, function| {
         let offset = image.file_offset(site.address)?;
         Some(Probe { program, offset, form, direction, function, emulated: site.emulated })
@@ -208,7 +208,7 @@ fn reads(instruction: &Instruction, state: &State, offset: i64) -> bool {
 }
 
 /// Whether the file holds rustls: a space and its version, where the paths of its source say one.
-fn version<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Option<String> {
+fn version<'a, R: Source<'a>>(image: &Image<'a, R>) -> Option<String> {
     let section = image.section(".rodata")?;
     let (mut is_there, mut version) = (false, String::new());
     scan::pieces(image, section, &mut |_, bytes| {

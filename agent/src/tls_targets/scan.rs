@@ -3,30 +3,30 @@
 use std::ops::ControlFlow;
 
 use memchr::memmem;
-use object::ReadRef;
 
 use super::elf::{Image, Section};
+use super::source::Source;
 
 /// Bytes of a section that are searched.
 const MAX_SECTION: u64 = 1 << 30;
 const PIECE: u64 = 1 << 20;
-/// What is as long is whole in one of the pieces. One number for all, so that a cache below has each piece once.
+/// What is as long is whole in one of the pieces.
 pub(super) const OVERLAP: u64 = 512;
 
 /// Shows a section in pieces with the address of each. Each begins with the last [`OVERLAP`] bytes of the one before.
-pub(super) fn pieces<'a, R: ReadRef<'a>>(
+pub(super) fn pieces<'a, R: Source<'a>>(
     image: &Image<'a, R>,
     section: Section,
-    show: &mut dyn FnMut(u64, &'a [u8]) -> ControlFlow<()>,
+    show: &mut dyn FnMut(u64, &[u8]) -> ControlFlow<()>,
 ) {
     let size = section.size.min(MAX_SECTION);
-    let mut at = 0;
+    let (mut at, mut piece) = (0, Vec::new());
     while at < size {
         let start = at - OVERLAP.min(at);
         let len = (OVERLAP.min(at) + PIECE).min(size - start);
         let Some(address) = section.address.checked_add(start) else { return };
-        let Some(bytes) = image.bytes(address, len) else { return };
-        if show(address, bytes).is_break() {
+        piece.resize(len as usize, 0);
+        if image.copy(address, &mut piece).is_none() || show(address, &piece).is_break() {
             return;
         }
         at += PIECE;
@@ -42,7 +42,7 @@ pub(super) enum Argument {
 
 /// Where the code loads one of the addresses as an argument: `lea reg,[rip+..]`, or `mov reg,..` in a program that is not
 /// position independent. At most about `max` places; each may be in the middle of an instruction.
-pub(super) fn loads<'a, R: ReadRef<'a>>(
+pub(super) fn loads<'a, R: Source<'a>>(
     image: &Image<'a, R>,
     text: Section,
     argument: Argument,

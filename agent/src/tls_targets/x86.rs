@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
-use object::ReadRef;
 
 use super::elf::{Function, Image};
+use super::source::Source;
 
 /// Bytes of one function; more is not looked at.
 pub const MAX_FUNCTION: u64 = 1 << 16;
@@ -81,7 +81,7 @@ impl<'a> Code<'a> {
     }
 
     /// A whole function of a file.
-    pub fn read<R: ReadRef<'a>>(image: &Image<'a, R>, function: Function) -> Option<Self> {
+    pub fn read<R: Source<'a>>(image: &Image<'a, R>, function: Function) -> Option<Self> {
         if function.size > MAX_FUNCTION {
             return None;
         }
@@ -570,7 +570,7 @@ fn slot(instruction: &Instruction) -> Option<u64> {
 }
 
 /// The name of an imported function that a call leads to, directly or through a stub of procedure linkage.
-pub fn imported<'a, R: ReadRef<'a>>(image: &Image<'a, R>, to: To) -> Option<&'a [u8]> {
+pub fn imported<'a, R: Source<'a>>(image: &Image<'a, R>, to: To) -> Option<&'a [u8]> {
     let at = match to {
         To::Slot(at) => at,
         To::Function(address) => {

@@ -3,9 +3,9 @@
 //! inside an instruction.
 
 use memchr::memmem;
-use object::ReadRef;
 
 use crate::tls_targets::elf::{Function, Image, Section};
+use crate::tls_targets::source::Source;
 
 /// Of Go 1.18 and 1.19.
 const MAGIC_118: u32 = 0xffff_fff0;
@@ -61,7 +61,7 @@ struct Header {
 }
 
 impl<'a> Pclntab<'a> {
-    pub(super) fn read<R: ReadRef<'a>>(image: &Image<'a, R>) -> Result<Self, Missing> {
+    pub(super) fn read<R: Source<'a>>(image: &Image<'a, R>) -> Result<Self, Missing> {
         let header = header(image).ok_or(Missing::Table)?;
         let len = header.end.saturating_sub(header.functions);
         let names = image.bytes(header.names, header.names_end - header.names).ok_or(Missing::Table)?;
@@ -99,7 +99,7 @@ impl<'a> Pclntab<'a> {
 
     /// Whether functions begin where a text base says: at the right one about four of five check their stack first, at
     /// a wrong one hardly any.
-    fn fits<R: ReadRef<'a>>(&self, image: &Image<'a, R>, text: u64) -> bool {
+    fn fits<R: Source<'a>>(&self, image: &Image<'a, R>, text: u64) -> bool {
         let step = (self.count / SAMPLE).max(1);
         let (mut seen, mut good) = (0_u32, 0_u32);
         for index in (0..self.count).step_by(usize::try_from(step).unwrap_or(usize::MAX)) {
@@ -127,7 +127,7 @@ fn checks_stack(code: &[u8]) -> bool {
         || code.starts_with(&[0x4c, 0x8d, 0xa4, 0x24]) && at(8).is_some_and(|rest| rest.starts_with(&LARGE))
 }
 
-fn header<'a, R: ReadRef<'a>>(image: &Image<'a, R>) -> Option<Header> {
+fn header<'a, R: Source<'a>>(image: &Image<'a, R>) -> Option<Header> {
     let section = |name| image.section(name).filter(|section| section.address != 0 && section.size != 0);
     [".gopclntab", ".data.rel.ro.gopclntab"]
         .into_iter()
@@ -141,7 +141,7 @@ fn end(section: Section) -> Option<u64> {
 }
 
 /// A C linker that makes a position independent program merges the table into `.data.rel.ro`, aligned as it was.
-fn search<'a, R: ReadRef<'a>>(image: &Image<'a, R>, section: Section) -> Option<Header> {
+fn search<'a, R: Source<'a>>(image: &Image<'a, R>, section: Section) -> Option<Header> {
     let bytes = image.bytes(section.address, section.size.min(MAX_SEARCH))?;
     let end = end(section)?;
     let mut magic = [0xf1, 0xff, 0xff, 0xff, 0, 0, 1, 8];
@@ -156,7 +156,7 @@ fn search<'a, R: ReadRef<'a>>(image: &Image<'a, R>, section: Section) -> Option<
 }
 
 /// Checks all that a header says: its parts lie one behind the other.
-fn header_at<'a, R: ReadRef<'a>>(image: &Image<'a, R>, address: u64, end: u64) -> Option<Header> {
+fn header_at<'a, R: Source<'a>>(image: &Image<'a, R>, address: u64, end: u64) -> Option<Header> {
     let bytes = image.bytes(address, HEADER_SIZE)?;
     let known = matches!(u32_at(bytes, 0)?, MAGIC_118 | MAGIC_120) && bytes.get(4..8)? == SHAPE.as_slice();
     let count = u64_at(bytes, 8)?;
@@ -170,7 +170,7 @@ fn header_at<'a, R: ReadRef<'a>>(image: &Image<'a, R>, address: u64, end: u64) -
 }
 
 /// The text base that the runtime itself uses. Since Go 1.26 the table does not say it.
-fn module_text<'a, R: ReadRef<'a>>(image: &Image<'a, R>, header: Header) -> Option<u64> {
+fn module_text<'a, R: Source<'a>>(image: &Image<'a, R>, header: Header) -> Option<u64> {
     let module = image.section(".go.module")?.address;
     let names_table = word(image, module)? == header.address;
     names_table.then(|| word(image, module.checked_add(MODULE_TEXT)?))?
@@ -178,12 +178,12 @@ fn module_text<'a, R: ReadRef<'a>>(image: &Image<'a, R>, header: Header) -> Opti
 
 /// An address in data, as it is in a program that was loaded where the file says: position independent programs keep it
 /// in a relocation.
-fn word<'a, R: ReadRef<'a>>(image: &Image<'a, R>, address: u64) -> Option<u64> {
+fn word<'a, R: Source<'a>>(image: &Image<'a, R>, address: u64) -> Option<u64> {
     relocated(image, address).or_else(|| u64_at(image.bytes(address, 8)?, 0))
 }
 
 /// The addend of the `R_X86_64_RELATIVE` of an address.
-fn relocated<'a, R: ReadRef<'a>>(image: &Image<'a, R>, address: u64) -> Option<u64> {
+fn relocated<'a, R: Source<'a>>(image: &Image<'a, R>, address: u64) -> Option<u64> {
     const RELATIVE: u64 = object::elf::R_X86_64_RELATIVE as u64;
     let section = [".rela.dyn", ".rela"].into_iter().find_map(|name| image.section(name))?;
     let size = section.size.min(MAX_RELOCATIONS * RELOCATION_SIZE);

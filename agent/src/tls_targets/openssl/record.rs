@@ -12,13 +12,13 @@ use agent_common::{
 };
 use iced_x86::Register;
 use memchr::memmem;
-use object::ReadRef;
 
 use super::super::{
     Probe, Program,
     eh_frame::Functions,
     elf::{Function, Image},
     scan::{self, Argument},
+    source::Source,
     x86::{self, Code, Place, To, Value},
 };
 
@@ -44,7 +44,7 @@ pub(super) struct Records {
 }
 
 /// Finds both; adds to the layout what the probe on reading needs.
-pub(super) fn find<'a, R: ReadRef<'a>>(image: &Image<'a, R>, layout: &mut Layout) -> Records {
+pub(super) fn find<'a, R: Source<'a>>(image: &Image<'a, R>, layout: &mut Layout) -> Records {
     let Some(functions) = Functions::read(image) else { return Records::default() };
     let named = |name| named(image, &functions, name);
     let read = only(named(READ).iter().filter_map(|code| copy(image, code)));
@@ -66,7 +66,7 @@ fn only<T>(mut candidates: impl Iterator<Item = T>) -> Option<T> {
 }
 
 /// The functions that report errors under a name: parts that a compiler moved away, and what these return to.
-fn named<'a, R: ReadRef<'a>>(image: &Image<'a, R>, functions: &Functions<'a>, name: &str) -> Vec<Code<'a>> {
+fn named<'a, R: Source<'a>>(image: &Image<'a, R>, functions: &Functions<'a>, name: &str) -> Vec<Code<'a>> {
     let (Some(text), names) = (image.section(".text"), names(image, name)) else { return Vec::new() };
     if names.is_empty() {
         return Vec::new();
@@ -86,7 +86,7 @@ fn named<'a, R: ReadRef<'a>>(image: &Image<'a, R>, functions: &Functions<'a>, na
 }
 
 /// The addresses of a string.
-fn names<'a, R: ReadRef<'a>>(image: &Image<'a, R>, name: &str) -> Vec<u64> {
+fn names<'a, R: Source<'a>>(image: &Image<'a, R>, name: &str) -> Vec<u64> {
     let pattern = [b"\0", name.as_bytes(), b"\0"].concat();
     let mut found = Vec::new();
     let Some(section) = image.section(".rodata") else { return found };
@@ -120,7 +120,7 @@ struct Seen {
     peek: Vec<Place>,
 }
 
-fn copy<'a, R: ReadRef<'a>>(image: &Image<'a, R>, code: &Code<'a>) -> Option<Copy> {
+fn copy<'a, R: Source<'a>>(image: &Image<'a, R>, code: &Code<'a>) -> Option<Copy> {
     let mut calls: BTreeMap<u64, Seen> = BTreeMap::new();
     x86::trace(code, &mut |instruction, state| {
         if !instruction.is_call_near() {
@@ -176,7 +176,7 @@ fn register_place(number: Register) -> Option<u16> {
 }
 
 /// The start of `do_ssl3_write`, if one of its callers passes on its own object and type, and lengths in its frame.
-fn records<'a, R: ReadRef<'a>>(image: &Image<'a, R>, code: &Code<'a>, callers: &[Code<'a>]) -> Option<Probe> {
+fn records<'a, R: Source<'a>>(image: &Image<'a, R>, code: &Code<'a>, callers: &[Code<'a>]) -> Option<Probe> {
     let is_called = callers.iter().filter(|caller| caller.address() != code.address()).any(|caller| {
         x86::callees(caller).iter().any(|callee| {
             let [object, content_type, _, lengths, ..] = callee.arguments;
