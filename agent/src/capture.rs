@@ -58,6 +58,23 @@ pub enum Output {
     SelfInstrumented(ProcessRef),
 }
 
+impl Output {
+    /// The exchange, over or not.
+    pub fn exchange(&self) -> Option<&Exchange> {
+        match self {
+            Self::Exchange(exchange) | Self::Progress(exchange) => Some(exchange),
+            Self::Process(_) | Self::SelfInstrumented(_) => None,
+        }
+    }
+
+    pub fn exchange_mut(&mut self) -> Option<&mut Exchange> {
+        match self {
+            Self::Exchange(exchange) | Self::Progress(exchange) => Some(exchange),
+            Self::Process(_) | Self::SelfInstrumented(_) => None,
+        }
+    }
+}
+
 /// A process as the kernel told of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessSeen {

@@ -15,6 +15,7 @@ pub mod bpf;
 pub mod capture;
 pub mod cli;
 pub mod clock;
+pub mod coding;
 pub mod commands;
 pub mod config;
 pub mod conn;

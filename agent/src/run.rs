@@ -25,6 +25,7 @@ use crate::enrich::procfs::Procfs;
 use crate::export::otlp::{self, OtlpSettings, Protocol, Sampler, SignalSettings};
 use crate::export::{self, ExportHandle, Queue, console::Console, jsonl::Jsonl};
 use crate::inventory::route::{RouteLimits, TypedSegments};
+use crate::memory;
 use crate::metrics::{MetricsConfig, Registry, names};
 use crate::model::{ProcessRef, SocketAddress};
 use crate::pipeline::assess::{self as assess_thread, Sinks};
@@ -146,6 +147,7 @@ pub fn assessor(config: &Config) -> Assessor {
 pub fn capture_settings(config: &Config, seed: u64) -> capture::Settings {
     let mut settings = capture::Settings { max_connections: config.limits.connections, seed, ..Default::default() };
     settings.limits.head_bytes = config.limits.head;
+    settings.limits.body_prefix = config.capture.body_prefix;
     settings.limits.response_timeout_ns = config.limits.response_timeout.as_nanos() as u64;
     settings
 }
@@ -499,7 +501,7 @@ impl Supervisor {
 
     fn publish(&self) {
         self.snapshot().publish(&self.metrics);
-        self.metrics.set_gauge(&names::MEMORY, &[], resident_bytes() as f64);
+        self.metrics.set_gauge(&names::MEMORY, &[], memory::resident_bytes() as f64);
         self.metrics.set_counter(&names::CPU, &[], clock::cpu_ns() as f64 / 1e9);
     }
 
@@ -543,7 +545,7 @@ impl Supervisor {
             tls,
             coverage_ratio: snapshot.coverage(),
             cpu_seconds: clock::cpu_ns() as f64 / 1e9,
-            memory_bytes: resident_bytes(),
+            memory_bytes: memory::resident_bytes(),
             memory_limit_bytes: config.memory_limit,
             exporters: snapshot
                 .exporters
@@ -667,7 +669,7 @@ fn apply_budget(supervisor: &Supervisor, budget: u32) {
 
 fn limit_memory(supervisor: &Supervisor, store: &Store) {
     let limit = supervisor.config.lock().unwrap_or_else(PoisonError::into_inner).memory_limit;
-    let used = resident_bytes();
+    let used = memory::resident_bytes();
     if used as f64 > limit as f64 * MEMORY_HIGH {
         tracing::warn!(used, limit, "memory limit near: tables shrink");
         supervisor.shared.shrink.store(true, Ordering::Release);
@@ -729,15 +731,6 @@ fn modified(origin: &Origin) -> Option<(std::time::SystemTime, u64)> {
     use std::os::unix::fs::MetadataExt as _;
     let metadata = fs::metadata(origin.file.as_deref()?).ok()?;
     Some((metadata.modified().ok()?, metadata.ino()))
-}
-
-/// Resident memory of this process.
-pub fn resident_bytes() -> u64 {
-    let pages = fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .unwrap_or_default();
-    pages * rustix::param::page_size() as u64
 }
 
 impl Running {

@@ -149,6 +149,7 @@ const LAYERS: &[Layer] = &[
 /// The pure core: modules and files whose output depends on their input alone.
 const PURE: &[&str] = &[
     "agent/src/application/",
+    "agent/src/coding/",
     "agent/src/assess.rs",
     "agent/src/assess/",
     "agent/src/capture.rs",

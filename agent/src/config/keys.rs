@@ -301,6 +301,15 @@ pub(super) const KEYS: &[KeySpec] = &[
         "Bytes copied of each message; the rest is counted. Longer heads than this are not understood.",
     ),
     key(
+        "capture.bodyPrefix",
+        Kind::Bytes { min: 0, max: 64 * KIB, power_of_two: false },
+        "4KiB",
+        "First bytes of content looked at where they may name a call (GraphQL, JSON-RPC, MCP), as far as \
+         `capture.budget` copied them; they never leave the agent. More would find names behind long variables, at as \
+         much memory for each open call. 0: none, and such calls are told by their heads alone.",
+    )
+    .restart(),
+    key(
         "capture.backend",
         Kind::Choice(&["auto", "sock_tracepoint", "sys_exit"]),
         "auto",

@@ -123,6 +123,8 @@ pub struct Admin {
 pub struct Capture {
     /// Bytes copied of each message.
     pub budget: u32,
+    /// First bytes of content looked at; 0: none.
+    pub body_prefix: usize,
     pub backend: Backend,
     /// Bytes; a power of two.
     pub ring_buffer: u32,

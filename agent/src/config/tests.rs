@@ -72,6 +72,7 @@ const OTHER: &[(&str, &str)] = &[
     ("admin.hosts", "[weir.example.org]"),
     ("admin.openMetrics", "true"),
     ("capture.budget", "8KiB"),
+    ("capture.bodyPrefix", "0"),
     ("capture.backend", "sys_exit"),
     ("capture.tls", "false"),
     ("capture.ringBuffer", "16MiB"),
@@ -145,6 +146,7 @@ fn the_defaults_are_safe() {
         config.capture,
         Capture {
             budget: agent_common::limits::BUDGET_DEFAULT,
+            body_prefix: 4096,
             backend: Backend::Auto,
             ring_buffer: agent_common::limits::RING_BYTES,
             tls: true,

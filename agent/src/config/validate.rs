@@ -371,6 +371,7 @@ impl Settings<'_> {
             },
             capture: Capture {
                 budget: u32::try_from(self.integer("capture.budget")).unwrap_or(u32::MAX),
+                body_prefix: self.size("capture.bodyPrefix"),
                 backend: match self.text("capture.backend") {
                     Some("sock_tracepoint") => Backend::SockTracepoint,
                     Some("sys_exit") => Backend::SysExit,

@@ -78,6 +78,23 @@ pub struct Exchange {
     pub trace: TraceContext,
 }
 
+impl Exchange {
+    /// Bytes of content that are kept.
+    pub fn content_bytes(&self) -> usize {
+        let request = self.request.as_ref().map_or(0, |request| request.body.prefix.capacity());
+        request + self.response.as_ref().map_or(0, |response| response.body.prefix.capacity())
+    }
+
+    /// Lets go of them.
+    pub fn forget_content(&mut self) {
+        let request = self.request.as_mut().map(|request| &mut request.body);
+        let response = self.response.as_mut().map(|response| &mut response.body);
+        for body in request.into_iter().chain(response) {
+            body.prefix = Vec::new();
+        }
+    }
+}
+
 impl Incomplete {
     pub const ALL: [Self; 10] = [
         Self::RequestHeadGap,

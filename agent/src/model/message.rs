@@ -1,5 +1,7 @@
 //! HTTP messages: heads, headers, and what is known of their content. Protocol-neutral: HTTP/1 and HTTP/2 fill it.
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use super::Timestamp;
@@ -28,13 +30,13 @@ pub struct Field {
 }
 
 /// Content of a message.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Body {
     /// Payload bytes as transferred, framing excluded (`http.*.body.size`); `None` when it cannot be known.
     pub size: Option<u64>,
     /// Payload bytes seen so far or skipped with known length; equals `size` when that is known.
     pub seen: u64,
-    /// First bytes, up to the configured prefix (empty unless a detector asks for it).
+    /// First bytes, up to the configured prefix, of content that may name a call; else empty. Never leaves the process.
     pub prefix: Vec<u8>,
     /// The message's end was seen, not inferred.
     pub complete: bool,
@@ -90,6 +92,20 @@ pub struct Response {
     /// Interim responses (1xx) that came before.
     pub interim: u16,
     pub first_byte: Timestamp,
+}
+
+impl fmt::Debug for Body {
+    /// Without the prefix: what was said is nobody's to print.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { size, seen, prefix, complete, messages } = self;
+        f.debug_struct("Body")
+            .field("size", size)
+            .field("seen", seen)
+            .field("prefix", &format_args!("{} bytes", prefix.len()))
+            .field("complete", complete)
+            .field("messages", messages)
+            .finish()
+    }
 }
 
 impl Response {

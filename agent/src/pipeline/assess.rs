@@ -2,11 +2,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{AssessView, Batch, Shared};
+use super::{AssessView, Batch, Shared, content_bytes};
 use crate::admin::store::Store;
 use crate::assess::{Assessor, Rules};
 use crate::capture::{Output, ProcessSeen};
@@ -63,7 +64,8 @@ impl Worker {
             let next = queue.recv_timeout(TICK);
             match next {
                 Ok(batch) => {
-                    self.shared.queued_batches.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+                    self.shared.queued_batches.fetch_sub(1, Ordering::Relaxed);
+                    self.shared.queued_content.fetch_sub(content_bytes(&batch), Ordering::Relaxed);
                     for output in batch {
                         self.on_output(output);
                     }
@@ -155,7 +157,7 @@ impl Worker {
             }
         }));
         if done.is_err() {
-            self.shared.panics.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.shared.panics.fetch_add(1, Ordering::Relaxed);
             tracing::error!("assessing an exchange panicked; it is dropped");
         }
     }

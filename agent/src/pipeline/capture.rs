@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{BATCH, Batch, CaptureView, Shared};
+use super::{BATCH, Batch, CaptureView, QUEUE_CONTENT, Shared, content_bytes};
 use crate::bpf::Ring;
 use crate::capture::{Capture, Output};
 use crate::clock;
@@ -109,10 +109,12 @@ impl Worker {
         if self.pending.is_empty() {
             return;
         }
-        let batch = std::mem::replace(&mut self.pending, Vec::with_capacity(BATCH));
+        let mut batch = std::mem::replace(&mut self.pending, Vec::with_capacity(BATCH));
+        let content = self.bound_content(&mut batch);
         match self.queue.try_send(batch) {
             Ok(()) => _ = self.shared.queued_batches.fetch_add(1, Ordering::Relaxed),
             Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => {
+                self.shared.queued_content.fetch_sub(content, Ordering::Relaxed);
                 let (mut exchanges, mut facts) = (0, 0);
                 for output in &batch {
                     match output {
@@ -128,6 +130,22 @@ impl Worker {
                 self.capture.announce_again();
             }
         }
+    }
+
+    /// Count the content of a batch that is to wait, or let go of it where too much is waiting. Returns its bytes.
+    fn bound_content(&self, batch: &mut Batch) -> usize {
+        let bytes = content_bytes(batch);
+        let waiting = self.shared.queued_content.fetch_add(bytes, Ordering::Relaxed);
+        if bytes == 0 || waiting.saturating_add(bytes) <= QUEUE_CONTENT {
+            return bytes;
+        }
+        self.shared.queued_content.fetch_sub(bytes, Ordering::Relaxed);
+        for exchange in batch.iter_mut().filter_map(Output::exchange_mut) {
+            let dropped = u64::from(exchange.content_bytes() > 0);
+            self.shared.content_dropped.fetch_add(dropped, Ordering::Relaxed);
+            exchange.forget_content();
+        }
+        0
     }
 
     fn tick(&mut self) {
@@ -160,7 +178,8 @@ impl Worker {
         self.publish();
         while !self.pending.is_empty() {
             let rest = self.pending.split_off(self.pending.len().min(BATCH));
-            let batch = std::mem::replace(&mut self.pending, rest);
+            let mut batch = std::mem::replace(&mut self.pending, rest);
+            self.bound_content(&mut batch);
             if self.queue.send(batch).is_err() {
                 break;
             }
@@ -184,4 +203,36 @@ fn wait(fd: BorrowedFd<'_>, found: bool) {
 
 fn connection(event: &KernelEvent<'_>) -> Option<ConnId> {
     event.conn()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+    use crate::capture::Settings;
+    use crate::model::fixture;
+
+    #[test]
+    fn calls_whose_content_waits_for_too_long_go_on_without_it() {
+        let (queue, batches) = sync_channel(3);
+        let shared = Arc::new(Shared::default());
+        let mut worker = Worker::new(Capture::new(Settings::default()), Arc::clone(&shared), queue);
+        let half = QUEUE_CONTENT / 2;
+        let call = |bytes: usize| {
+            let mut exchange = fixture::exchange("/rpc");
+            exchange.request.as_mut().unwrap().body.prefix = vec![b'{'; bytes];
+            Output::Exchange(Box::new(exchange))
+        };
+        for bytes in [half, half, 1, 0] {
+            worker.pending.push(call(bytes));
+            worker.hand_over();
+        }
+        assert_eq!(shared.queued_content.load(Ordering::Relaxed), QUEUE_CONTENT);
+        assert_eq!(shared.content_dropped.load(Ordering::Relaxed), 1);
+        // The fourth found no room at all, and takes nothing with it.
+        assert_eq!(shared.assess_queue_full.load(Ordering::Relaxed), 1);
+        let kept: Vec<usize> = batches.try_iter().map(|batch| content_bytes(&batch)).collect();
+        assert_eq!(kept, [half, half, 0]);
+    }
 }

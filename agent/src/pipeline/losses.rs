@@ -26,6 +26,7 @@ pub struct Snapshot {
     pub panics: u64,
     pub assess_queue_full: u64,
     pub assess_facts_dropped: u64,
+    pub content_dropped: u64,
     pub queued_batches: usize,
     pub exporters: Vec<Exporter>,
 }
@@ -63,6 +64,7 @@ impl Snapshot {
             panics: load(&shared.panics),
             assess_queue_full: load(&shared.assess_queue_full),
             assess_facts_dropped: load(&shared.assess_facts_dropped),
+            content_dropped: load(&shared.content_dropped),
             queued_batches: shared.queued_batches.load(Ordering::Relaxed),
             exporters: exporters
                 .iter()
@@ -117,6 +119,7 @@ impl Snapshot {
             Loss { stage: "discover", reason: "libraries_full", count: self.discovery.no_room },
             Loss { stage: "assess", reason: "queue_full", count: self.assess_queue_full },
             Loss { stage: "assess", reason: "facts_dropped", count: self.assess_facts_dropped },
+            Loss { stage: "assess", reason: "content_dropped", count: self.content_dropped },
             Loss { stage: "calls", reason: "unseen", count: self.calls_lost() },
         ];
         for exporter in &self.exporters {

@@ -14,13 +14,16 @@ use crate::assess::AssessCounts;
 use crate::capture::{Counts, Http3Use, Output, TlsUse};
 use crate::discover::Counts as DiscoveryCounts;
 use crate::enrich::EnrichCounts;
-use crate::model::ProcessRef;
+use crate::model::{Exchange, ProcessRef};
 
 /// Outputs handed over at a time.
 pub const BATCH: usize = 512;
 
 /// Batches waiting for the assess thread: 32,768 exchanges, about 32 MiB.
 pub const QUEUE_BATCHES: usize = 64;
+
+/// Bytes of content waiting in them. Calls beyond it are told without what their content would have said.
+pub const QUEUE_CONTENT: usize = 16 * 1024 * 1024;
 
 /// Outputs of the capture thread, in order.
 pub type Batch = Vec<Output>;
@@ -43,11 +46,20 @@ pub struct Shared {
     /// Panics caught; the connection, or the exchange, was dropped.
     pub panics: AtomicU64,
     pub queued_batches: AtomicUsize,
+    /// Bytes of content in them.
+    pub queued_content: AtomicUsize,
+    /// Calls whose content was let go because too much of it was waiting.
+    pub content_dropped: AtomicU64,
     capture: Mutex<CaptureView>,
     assess: Mutex<AssessView>,
     discovery: Mutex<DiscoveryCounts>,
     /// Processes that the filters exclude, to be muted in the kernel.
     muted: Mutex<Vec<ProcessRef>>,
+}
+
+/// Bytes of content kept by the exchanges of a batch.
+fn content_bytes(batch: &Batch) -> usize {
+    batch.iter().map(|output| output.exchange().map_or(0, Exchange::content_bytes)).sum()
 }
 
 /// State of the capture thread, as of its last tick.

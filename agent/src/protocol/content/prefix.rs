@@ -23,11 +23,13 @@ fn media_type(headers: &Headers) -> Option<&[u8]> {
     Some(value.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii())
 }
 
-/// `application/json`, and every type with that suffix (RFC 6839 section 3.1).
+/// `application/json`, every type with that suffix (RFC 6839 section 3.1), and two that JSON-RPC is sent with.
 fn is_json(kind: &[u8]) -> bool {
     const JSON: &[u8] = b"json";
     let start = kind.len().saturating_sub(JSON.len());
     kind.get(start..).is_some_and(|end| end.eq_ignore_ascii_case(JSON))
+        || kind.eq_ignore_ascii_case(b"application/json-rpc")
+        || kind.eq_ignore_ascii_case(b"application/jsonrequest")
 }
 
 fn is_graphql(kind: &[u8]) -> bool {
@@ -46,6 +48,8 @@ mod tests {
             ("Application/JSON; charset=utf-8", true),
             ("application/graphql-response+json", true),
             ("application/graphql", true),
+            ("application/json-rpc", true),
+            ("application/jsonrequest", true),
             ("application/grpc+proto", false),
             ("application/jsonl", false),
             ("text/html", false),
