@@ -27,6 +27,7 @@ pub mod export;
 pub mod filter;
 pub mod handshake;
 pub mod inventory;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod pipeline;

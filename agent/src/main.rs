@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use agent::{bpf, cli::Cli, commands};
+use agent::{bpf, cli::Cli, commands, memory};
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == bpf::canary::ARGUMENT) {
         bpf::canary::run();
     }
+    memory::return_what_is_freed();
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("WEIR_LOG").unwrap_or_else(|_| EnvFilter::new("warn,agent=info"));
     tracing_subscriber::fmt()

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use weir_tests::harness::agent::{Agent, Call as _, EXPORT_ID, Options, brief};
+use weir_tests::harness::guard::Process;
 use weir_tests::harness::tls::clients::{Load, curl_once};
 use weir_tests::harness::tls::programs::Go;
 use weir_tests::harness::tls::servers::{Kind, Server};
@@ -60,7 +61,7 @@ fn a_process_confined_to_a_list_of_system_calls_lives_on() {
 }
 
 /// The files behind what Python's `ssl` loads.
-fn libraries(python: &Path) -> Vec<PathBuf> {
+pub(crate) fn libraries(python: &Path) -> Vec<PathBuf> {
     let script =
         "import ssl; print(*{l.split()[-1] for l in open('/proc/self/maps') if 'libssl' in l or 'libcrypto' in l})";
     let output = Command::new(python).args(["-c", script]).output().unwrap();
@@ -184,4 +185,22 @@ fn attaching_and_detaching_under_load_disturbs_no_request() {
     }
     _ = writeln!(std::io::stderr(), "\n{rounds} times attached and detached, at most {slowest:.1?} for an end");
     busy.stop();
+}
+
+#[test]
+fn reading_a_large_executable_leaves_its_memory_free() {
+    let Some(node) = find("node") else {
+        return skip("reading_a_large_executable_leaves_its_memory_free", "no node");
+    };
+    let size = fs::metadata(&node).unwrap().len();
+    assert!(size > 64 << 20, "{} is too small to tell: {size} bytes", node.display());
+    let agent = observe();
+    let before = agent.rss_bytes();
+    let mut node = Process::spawn(Command::new(node).args(["-e", "console.log('ready'); setInterval(() => {}, 1000)"]));
+    node.wait_for_stdout("ready", PATIENCE);
+    let is_read = || agent.status()["tls"]["libraries"].to_string().contains("node");
+    assert!(wait_until(is_read, PATIENCE), "{:#}", agent.status()["tls"]);
+    let grown = agent.rss_bytes().saturating_sub(before);
+    agent.stop();
+    assert!(grown < 8 << 20, "{grown} bytes more");
 }
