@@ -170,7 +170,8 @@ impl Protocol for Connection {
             End::Reset => Outcome::ConnectionReset,
         };
         let last = self.last.unwrap_or(u32::MAX);
-        for (number, stream) in drained(&mut self.streams, |_, _| true) {
+        for (number, mut stream) in drained(&mut self.streams, |_, _| true) {
+            stream.leave();
             stream.report(if number > last { pairing::REFUSED } else { outcome }, time, out);
         }
     }
@@ -473,7 +474,7 @@ impl Connection {
             kind::SETTINGS if !frame.header.has(flags::ACK) => self.on_settings(direction),
             kind::RST_STREAM => {
                 if let Some(code) = word(&half.buffer, 0) {
-                    self.on_reset(number, code, operation.time, out);
+                    self.on_reset(direction, number, code, operation.time, out);
                 }
             }
             kind::GOAWAY => {

@@ -255,8 +255,18 @@ impl Connection {
         }
     }
 
-    pub(super) fn on_reset(&mut self, number: u32, code: u32, time: Timestamp, out: &mut Vec<Event>) {
-        let Some(stream) = self.streams.remove(&number) else { return };
+    pub(super) fn on_reset(
+        &mut self,
+        direction: Direction,
+        number: u32,
+        code: u32,
+        time: Timestamp,
+        out: &mut Vec<Event>,
+    ) {
+        let Some(mut stream) = self.streams.remove(&number) else { return };
+        if self.requests == Some(direction) {
+            stream.leave();
+        }
         // Some clients leave a stream that way when they have what they wanted of it.
         let is_left = code == NO_ERROR && stream.done.response.is_some();
         stream.report(if is_left { Outcome::Complete } else { Outcome::StreamReset(code) }, time, out);

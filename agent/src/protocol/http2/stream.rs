@@ -1,7 +1,7 @@
 //! One stream: a request and its response (RFC 9113 section 8.1), and what is known of their content.
 
 use crate::{
-    model::{Body, Direction, Incomplete, Outcome, Response, Timestamp, Timing, Version},
+    model::{Body, Direction, Headers, Incomplete, Outcome, Response, Timestamp, Timing, Version},
     protocol::{Done, Event, Operation, content::Reader, progress::Due},
 };
 
@@ -89,6 +89,14 @@ impl Side {
         }
     }
 
+    /// All of the content that these fields announce is here (RFC 9113 section 8.1.1): only the end itself is not.
+    fn is_whole(&self, headers: &Headers) -> bool {
+        let mut lengths = headers.get_all("content-length");
+        let digits = lengths.next().filter(|value| value.iter().all(u8::is_ascii_digit));
+        let told = digits.and_then(|digits| str::from_utf8(digits).ok()?.parse().ok());
+        self.phase == Phase::Open && !self.unsure && told == Some(self.seen) && lengths.next().is_none()
+    }
+
     /// What comes does not continue the prefix.
     fn cut(&mut self) {
         self.keep = self.prefix.len();
@@ -154,6 +162,15 @@ impl Stream {
     /// The response is over; a client may have more to say (RFC 9113 section 8.1).
     pub(super) fn is_answered(&self) -> bool {
         self.response.phase == Phase::Ended
+    }
+
+    /// The client goes away. Some do as soon as they have all of the content that was announced, before the end is sent.
+    pub(super) fn leave(&mut self) {
+        let is_whole = self.done.response.as_ref().is_some_and(|response| self.response.is_whole(&response.headers));
+        if is_whole {
+            self.response.phase = Phase::Ended;
+            self.done.timing.end = self.last;
+        }
     }
 
     /// The stream is over at `time`, one way or another. What is answered is so, whatever happens to its stream.

@@ -286,6 +286,35 @@ fn resets_and_goaway_are_outcomes() {
 }
 
 #[test]
+fn a_client_that_leaves_with_all_that_was_announced_has_its_answer() {
+    let announced =
+        |stream, len: &str| frame(1, 4, stream, &block(false, &[(":status", "200"), ("content-length", len)]));
+    for (leaves, whole, cut) in [
+        (None, Outcome::Complete, Outcome::ConnectionReset),
+        (Some(CLIENT), Outcome::Complete, Outcome::StreamReset(8)),
+        (Some(SERVER), Outcome::StreamReset(8), Outcome::StreamReset(8)),
+    ] {
+        let mut feed = Feed::new();
+        feed.bytes(CLIENT, &[1, 3, 5].map(|stream| request(stream, "/a", true)).concat());
+        feed.bytes(SERVER, &[announced(1, "5"), announced(3, "6"), announced(5, "+5")].concat());
+        feed.bytes(SERVER, &[1, 3, 5].map(|stream| data(stream, b"hello", false)).concat());
+        let last = feed.time;
+        feed.tick(SECOND);
+        if let Some(direction) = leaves {
+            feed.bytes(direction, &[1, 3, 5].map(|stream| frame(3, 0, stream, &8_u32.to_be_bytes())).concat());
+        }
+        feed.end(End::Reset);
+        let outcomes: Vec<_> = feed.done().iter().map(|done| done.outcome).collect();
+        // A length is digits alone.
+        assert_eq!(outcomes, [whole, cut, cut], "{leaves:?}");
+        if whole == Outcome::Complete {
+            assert_eq!(feed.lines()[0], "GET /a 200 5");
+            assert_eq!(feed.done()[0].timing.end, Timestamp(last));
+        }
+    }
+}
+
+#[test]
 fn lost_records_leave_open_streams_their_names() {
     let mut feed = Feed::new();
     feed.bytes(CLIENT, &[request(1, "/a", true), request(3, "/b", true)].concat());
