@@ -10,6 +10,7 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, LruHashMap, PerCpuArray, RingBuf};
 
 use crate::arch::Source;
+use crate::tls::Yield;
 
 /// Records to the agent. One for all CPUs: it keeps their order. Resized by the loader.
 #[map]
@@ -197,6 +198,8 @@ pub(crate) struct Locals {
     pub(crate) done: u64,
     pub(crate) begins: u64,
     pub(crate) copied: u64,
+    /// Of a TLS library. Here because kernels up to 6.1 have no stack left for it.
+    pub(crate) yielded: Yield,
 }
 
 /// A walk through the frames of an operation, see [`crate::http2`]. Numbers are bytes where not said otherwise.

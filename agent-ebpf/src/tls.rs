@@ -242,19 +242,21 @@ pub(crate) fn is_muted() -> bool {
 /// What the current thread is in the middle of; made when there is nothing yet.
 #[inline(always)]
 pub(crate) fn thread() -> Option<&'static mut Thread> {
-    let key = bpf_get_current_pid_tgid();
-    let found = match THREADS.get_ptr_mut(&key) {
-        Some(found) => found,
-        None => {
-            // SAFETY: all zero is a thread that did nothing.
-            let fresh: Thread = unsafe { zeroed() };
-            // Full maps evict; if not even that, there is no evidence.
-            _ = THREADS.insert(key, fresh, BPF_NOEXIST.into());
-            THREADS.get_ptr_mut(&key)?
-        }
-    };
+    if let Some(known) = known_thread() {
+        return Some(known);
+    }
+    // SAFETY: all zero is a thread that did nothing.
+    let fresh: Thread = unsafe { zeroed() };
+    // Full maps evict; if not even that, there is no evidence.
+    _ = THREADS.insert(bpf_get_current_pid_tgid(), fresh, BPF_NOEXIST.into());
+    known_thread()
+}
+
+/// The same where there is something already.
+#[inline(always)]
+pub(crate) fn known_thread() -> Option<&'static mut Thread> {
     // SAFETY: a map value that only this thread uses.
-    Some(unsafe { &mut *found })
+    THREADS.get_ptr_mut(bpf_get_current_pid_tgid()).map(|found| unsafe { &mut *found })
 }
 
 /// A thread used a TLS socket. Returns the object that is bound to it now, if that is news; else null.
@@ -400,11 +402,14 @@ pub(crate) fn report(moved: &Yield, source: Source) {
     if CONFIG.get(0).is_none_or(|config| config.paused == paused::STOP) {
         return;
     }
-    let Some(slot) = claim() else {
+    let Some((slot, scratch)) = claim() else {
         count(slot::EVENT, Counter::TlsBusy, 1);
         return;
     };
-    yielded(moved, source, slot);
+    // SAFETY: a field of a map value that nobody else has.
+    let kept = unsafe { &mut (*scratch).locals.yielded };
+    *kept = *moved;
+    yielded(kept, source, slot);
     release(slot);
 }
 
@@ -615,13 +620,13 @@ pub(crate) fn named(fd: i32) -> u64 {
 
 /// A buffer of this CPU that no other program works on.
 #[inline(always)]
-fn claim() -> Option<u32> {
+fn claim() -> Option<(u32, *mut Scratch)> {
     for at in slot::TLS..slot::TLS + TLS_SLOTS {
         let scratch = SCRATCH.get_ptr_mut(at)?;
         // SAFETY: a field of a map value.
         if unsafe { exchange(&raw mut (*scratch).busy, 1) } == 0 {
             // SAFETY: as above. The verifier is to know it as any number, not to try each.
-            return Some(forget(unsafe { &raw mut (*scratch).locals.at }, u64::from(at)) as u32);
+            return Some((forget(unsafe { &raw mut (*scratch).locals.at }, u64::from(at)) as u32, scratch));
         }
     }
     None

@@ -93,6 +93,7 @@ fn doctor_says_what_this_machine_allows() {
     let programs = diagnosis["programs"].as_array().unwrap();
     assert!(!programs.is_empty());
     assert!(code == 1 || programs.iter().all(|program| program["attached"] == true), "{programs:#?}");
+    assert!(diagnosis["tls_refused"].is_null(), "{}", diagnosis["tls_refused"]);
     assert!(["sock_tracepoint", "sys_exit"].contains(&diagnosis.text("backend")));
     assert!(out(&weir(&["doctor"])).contains("verdict: "));
 }

@@ -80,7 +80,7 @@ pub(crate) fn tls_return_at(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn returned(registers: Registers, cookie: Cookie) {
-    let Some(thread) = tls::thread() else { return };
+    let Some(thread) = tls::known_thread() else { return };
     let call = thread.call;
     // A return whose beginning was not seen has nothing to tell.
     if call.object == 0 {
