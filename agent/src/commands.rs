@@ -194,21 +194,22 @@ fn record(path: &Path, duration: Option<Duration>, max_bytes: u64) -> Result<Exi
         })
     });
     say(format_args!("recording to {}; it will hold what processes exchange, secrets included", path.display()));
-    say(format_args!("ready"));
     let stopped = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let runtime = runtime()?;
     let flag = Arc::clone(&stopped);
+    // From here on a signal ends the recording, not the process.
+    let (mut terminate, mut interrupt) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+    };
     runtime.spawn(async move {
-        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            return;
-        };
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         flag.store(true, std::sync::atomic::Ordering::Release);
     });
+    say(format_args!("ready"));
     let start = clock::now();
     let over = || {
         stopped.load(std::sync::atomic::Ordering::Acquire)
