@@ -26,6 +26,7 @@ mod riders;
 mod sockets;
 mod tls;
 mod tls_facts;
+mod tls_files;
 mod tls_forms;
 mod tls_safety;
 mod trace;

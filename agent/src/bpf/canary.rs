@@ -56,7 +56,7 @@ pub(super) fn test(program: &mut UProbe) -> Result<()> {
     // Without its byte it reads end-of-file, and ends all the same.
     _ = canary.stdin.take().map(|mut stdin| stdin.write_all(b"\n"));
     let status = canary.wait().context("the test of uretprobes was lost")?;
-    let link = attached.context("the kernel refuses uretprobes")?;
+    let link = attached.context("the kernel refuses uretprobes, for which newer ones want CAP_SYS_ADMIN")?;
     program.detach(link)?;
     if status.signal().is_none() && !status.success() {
         bail!("the test of uretprobes could not be made: {EXECUTABLE} {ARGUMENT} ended with {status}");

@@ -17,6 +17,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use self::survey::{Survey, SurveyedFile, SurveyedProcess, survey};
 pub use self::view::{Counts, LibraryView, ProcessView, View};
 
+use rustix::fs::{Mode, OFlags};
+
 use self::opened::Opened;
 use crate::bpf::{Library, Mapped, Uprobes};
 use crate::model::ProcessRef;
@@ -46,14 +48,21 @@ pub struct FileKey {
     inode: u64,
 }
 
-/// What a file is to the kernel's probes, whatever mount it was reached by. The lower files of overlay file systems have
-/// another device on each mount, and one inode.
+/// What a file is to the kernel's probes, whatever mount it was reached by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Identity {
-    /// Where the file names none, its device stands for it.
-    build: Result<Box<[u8]>, u64>,
+    place: Place,
     inode: u64,
     size: u64,
+}
+
+/// What tells files of the same number apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    Device(u64),
+    /// The lower files of overlay file systems have another device on each mount, and one inode. Only there: copies on other
+    /// file systems have the same build id, and may have the same number.
+    Build(Box<[u8]>),
 }
 
 /// A file that was looked at.
@@ -299,15 +308,8 @@ impl Discovery {
         self.proc.join(pid.to_string()).join(format!("map_files/{start:x}-{end:x}"))
     }
 
-    /// The very file that is mapped, even when its name leads to another by now; by its name only where the kernel does
-    /// not let us, and then only if that is the same file.
     fn examine_mapping(&mut self, pid: u32, mapping: &maps::Mapping<'_>, effort: Effort) {
-        let file = File::open(self.map_file(pid, mapping.start, mapping.end)).or_else(|_| -> io::Result<File> {
-            let name = mapping.path.strip_prefix('/').ok_or(io::ErrorKind::NotFound)?;
-            let file = File::open(self.proc.join(pid.to_string()).join("root").join(name))?;
-            if file.metadata()?.ino() == mapping.key.inode { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
-        });
-        match file {
+        match open_mapped(&self.proc.join(pid.to_string()), mapping) {
             Ok(file) => self.examine(mapping.key, &file, Path::new(mapping.path), effort),
             Err(_) => self.counts.unopened += 1,
         }
@@ -341,8 +343,9 @@ impl Discovery {
         }
         let cache = Opened::new(file)?;
         let Ok(image) = Image::parse(&cache) else { return Ok(Outcome::Nothing) };
+        let build = if is_overlay(file) { image.build_id() } else { None };
         let identity = Identity {
-            build: image.build_id().map(Box::from).ok_or(metadata.dev()),
+            place: build.map_or(Place::Device(metadata.dev()), |build| Place::Build(build.into())),
             inode: metadata.ino(),
             size: metadata.size(),
         };
@@ -437,6 +440,13 @@ fn is_java<'a, R: tls_targets::source::Source<'a>>(image: &Image<'a, R>) -> bool
     image.function("JNI_CreateJavaVM").is_some()
 }
 
+fn is_overlay(file: &File) -> bool {
+    /// `OVERLAYFS_SUPER_MAGIC`, linux/magic.h.
+    const OVERLAY: i64 = 0x794c_7630;
+    // Where it cannot be told it is taken for none.
+    rustix::fs::fstatfs(file).is_ok_and(|statfs| statfs.f_type as i64 == OVERLAY)
+}
+
 /// Detach everything, all files at once.
 impl Drop for Discovery {
     fn drop(&mut self) {
@@ -451,6 +461,21 @@ fn drop_all(outcomes: Vec<Outcome>) {
         Outcome::Nothing | Outcome::Unreadable(_) | Outcome::NoRoom => None,
     });
     Library::detach(unshared.flat_map(|probed| probed.libraries).collect());
+}
+
+/// The very file that is mapped, even when its name leads to another by now; by its name only where the kernel does not let
+/// us, within the root of the process, and then only if that is the same file. `process` is its folder below `/proc`.
+fn open_mapped(process: &Path, mapping: &maps::Mapping<'_>) -> io::Result<File> {
+    let (start, end) = (mapping.start, mapping.end);
+    File::open(process.join(format!("map_files/{start:x}-{end:x}"))).or_else(|_| {
+        let name = mapping.path.strip_prefix('/').ok_or(io::ErrorKind::NotFound)?;
+        // By now it may be anything that the process put there: nothing that is waited for, or leads elsewhere.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+        let file = File::from(rustix::fs::open(process.join("root").join(name), flags, Mode::empty())?);
+        let metadata = file.metadata()?;
+        let same = metadata.is_file() && metadata.ino() == mapping.key.inode;
+        if same { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
+    })
 }
 
 /// Process numbers below `proc`.
@@ -491,6 +516,40 @@ mod tests {
             /usr/lib/libgnutls.so.30\0\xff\xfe\0/usr/lib/libssl.so.3\0libgnutls.so.30";
         assert_eq!(linker_paths(cache), ["/lib/libssl.so.3", "/usr/lib/libgnutls.so.30", "/usr/lib/libssl.so.3"]);
         assert!(linker_paths(b"").is_empty());
+    }
+
+    #[test]
+    fn a_file_is_opened_by_its_mapping_else_by_its_name_within_the_root_of_the_process() {
+        use std::io::Read as _;
+        let folder = tempfile::tempdir().unwrap();
+        let process = folder.path().join("7");
+        fs::create_dir_all(process.join("root/lib")).unwrap();
+        fs::create_dir_all(process.join("map_files")).unwrap();
+        let named = process.join("root/lib/libssl.so.3");
+        fs::write(&named, "named").unwrap();
+        let inode = fs::metadata(&named).unwrap().ino();
+        let opened = |inode| {
+            let key = FileKey { major: 1, minor: 2, inode };
+            let mapping = maps::Mapping { start: 0x1000, end: 0x2000, key, path: "/lib/libssl.so.3" };
+            open_mapped(&process, &mapping).map(|mut file| {
+                let mut text = String::new();
+                file.read_to_string(&mut text).unwrap();
+                text
+            })
+        };
+        assert_eq!(opened(inode).unwrap(), "named");
+        assert!(opened(inode + 1).is_err(), "another file by its name");
+        fs::write(process.join("map_files/1000-2000"), "mapped").unwrap();
+        assert_eq!(opened(inode + 1).unwrap(), "mapped");
+        fs::remove_file(process.join("map_files/1000-2000")).unwrap();
+        // What a process may put there instead.
+        let elsewhere = process.join("root/lib/elsewhere");
+        fs::rename(&named, &elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &named).unwrap();
+        assert!(opened(inode).is_err(), "a link is followed");
+        fs::remove_file(&named).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &named, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert!(opened(fs::metadata(&named).unwrap().ino()).is_err(), "a pipe is no file");
     }
 
     #[test]

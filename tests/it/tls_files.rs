@@ -1,0 +1,159 @@
+//! Which files the agent probes: those of containers, whose paths lead elsewhere for everybody else, each file once whatever
+//! it is reached by, and none that nobody uses any more.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use weir_tests::harness::agent::{Agent, Call as _, EXPORT_ID, Options, brief};
+use weir_tests::harness::tls::clients::curl_once;
+use weir_tests::harness::tls::servers::Server;
+use weir_tests::harness::tls::{Certificates, FIXTURES};
+use weir_tests::harness::{PATIENCE, find, python, skip, wait_until};
+
+use crate::tls_safety::libraries;
+
+/// Where a container has its library from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum From {
+    /// A file system of its own. In two of them the same file has the same inode number.
+    Copy,
+    /// A layer that it shares with others.
+    Layer,
+}
+
+/// A control group of a name by which a container is known; gone when dropped.
+struct Group {
+    path: PathBuf,
+    id: String,
+}
+
+impl Group {
+    fn make(number: usize) -> Self {
+        let id = format!("{:032x}{:032x}", std::process::id(), number);
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let fields = |line: &str| line.split(' ').map(ToOwned::to_owned).collect::<Vec<_>>();
+        let root = mounts.lines().map(fields).find(|fields| fields[2] == "cgroup2").map(|fields| fields[1].clone());
+        let path = PathBuf::from(root.expect("a hierarchy of cgroup v2")).join(format!("docker-{id}.scope"));
+        fs::create_dir(&path).unwrap();
+        Self { path, id }
+    }
+
+    /// The processes in it, as the machine numbers them.
+    fn processes(&self) -> Vec<u64> {
+        let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap();
+        text.lines().map(|line| line.parse().unwrap()).collect()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Once its processes are gone.
+        wait_until(|| fs::remove_dir(&self.path).is_ok(), PATIENCE);
+    }
+}
+
+/// A server in a container.
+struct Contained {
+    server: Server,
+    group: Group,
+    prefix: String,
+}
+
+impl Contained {
+    fn start(from: From, number: usize, dir: &Path, library: &Path, certificates: &Certificates) -> Self {
+        let group = Group::make(number);
+        let (how, own) = match from {
+            From::Copy => ("copy", dir.join(number.to_string())),
+            From::Layer => ("layer", dir.to_owned()),
+        };
+        fs::create_dir_all(dir.join("lower")).unwrap();
+        if !dir.join("lower/file").exists() {
+            fs::copy(library, dir.join("lower/file")).unwrap();
+        }
+        let mut command = Command::new(find("unshare").unwrap());
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "sh"]);
+        command.arg(Path::new(FIXTURES).join("container.sh")).arg(how).arg(library).arg(own).arg(&group.path);
+        command.arg(python().unwrap()).arg(Path::new(FIXTURES).join("blocking.py"));
+        let server = Server::scripted(&mut command, certificates);
+        let prefix = format!("{how}-{number}-");
+        Self { server, group, prefix }
+    }
+
+    /// Calls of this container, each reported once by each end.
+    fn calls_are_seen(&self, agent: &Agent, library: &Path, certificates: &Certificates, count: usize) {
+        // A file that nobody used before is only probed while it is used.
+        let pids = self.group.processes();
+        let [pid] = pids[..] else { panic!("{pids:?}") };
+        let warm = || {
+            assert!(curl_once(&self.server.url(), &format!("/id/first-{}", self.prefix), certificates).1);
+            let calls = agent.calls();
+            calls.iter().any(|call| call.is_server() && call.number("process.pid") == Some(pid))
+        };
+        assert!(wait_until(warm, PATIENCE), "{}: nothing is read: {:#}", self.prefix, agent.status()["tls"]);
+        for index in 0..count {
+            let path = format!("/id/{}{index}", self.prefix);
+            assert!(curl_once(&self.server.url(), &path, certificates).1, "{path}");
+        }
+        let name = format!("/id/{}", self.prefix);
+        let log = self.server.wait_log(&name, count);
+        let of_side = |calls: &[Value], server: bool| -> Vec<Value> {
+            let ours = |call: &&Value| call.is_server() == server && call.path().starts_with(&name);
+            calls.iter().filter(ours).cloned().collect()
+        };
+        let there = |calls: &[Value]| [true, false].iter().all(|server| of_side(calls, *server).len() >= count);
+        let calls = agent.wait_for(there, PATIENCE);
+        let (served, called) = (of_side(&calls, true), of_side(&calls, false));
+        assert_eq!((served.len(), called.len()), (count, count), "{}: not each once", self.prefix);
+        let ports: BTreeMap<_, _> = log.iter().map(|entry| (entry.path.as_str(), u64::from(entry.peer))).collect();
+        for call in &served {
+            let facts = (call.text("url.scheme"), call.text("container.id"), call.number("process.pid"));
+            assert_eq!(facts, ("https", self.group.id.as_str(), Some(pid)), "{}", brief(call));
+            assert_eq!(call.number("client.port"), ports.get(call.path()).copied(), "{}", brief(call));
+        }
+        assert!(called.iter().all(|call| call.text("container.id").is_empty()), "curl is in no container");
+        // By the name that the process itself knows it by.
+        let source = format!("openssl {}", library.display());
+        let told = || {
+            let status = agent.status();
+            let processes = status["tls"]["processes"].as_array().cloned().unwrap_or_default();
+            processes.iter().any(|process| {
+                let sources = process["sources"].as_array().into_iter().flatten();
+                process["pid"] == pid && sources.into_iter().any(|known| *known == *source)
+            })
+        };
+        assert!(wait_until(told, PATIENCE), "{pid} by {source}: {:#}", agent.status()["tls"]);
+    }
+}
+
+/// Two containers of each kind, of which one is there before the agent.
+#[test]
+fn servers_in_containers_are_read_by_the_files_that_are_theirs() {
+    let name = "servers_in_containers_are_read_by_the_files_that_are_theirs";
+    let Some(python) = python() else { return skip(name, "no python3") };
+    if let Some(missing) = ["curl", "unshare", "pivot_root"].into_iter().find(|program| find(program).is_none()) {
+        return skip(name, &format!("no {missing}"));
+    }
+    let certificates = match Certificates::make() {
+        Ok(certificates) => certificates,
+        Err(why) => return skip(name, &why),
+    };
+    let files = libraries(python);
+    let Some(library) = files.iter().find(|file| file.to_string_lossy().contains("libssl")) else {
+        return skip(name, "Python has its own OpenSSL");
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let contain = |from, number| Contained::start(from, number, dir.path(), library, &certificates);
+    let before = [contain(From::Copy, 0), contain(From::Layer, 1)];
+    let agent = Agent::start(&Options::config(EXPORT_ID));
+    let after = [contain(From::Copy, 2), contain(From::Layer, 3)];
+    for container in before.iter().chain(&after) {
+        container.calls_are_seen(&agent, library, &certificates, 5);
+    }
+    // The shared layer was probed once.
+    let attached = agent.status()["tls"]["discovery"]["attached"].as_u64();
+    assert!(attached.is_some_and(|count| count >= 3), "{:#}", agent.status()["tls"]);
+    agent.stop();
+}
