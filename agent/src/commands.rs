@@ -177,6 +177,9 @@ fn tail(args: Tail) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// As `capture.tlsSweep` has it where nothing is configured.
+const SWEEP: Duration = Duration::from_mins(1);
+
 fn record(path: &Path, duration: Option<Duration>, max_bytes: u64) -> Result<ExitCode> {
     let features = bpf::detect();
     let plan = bpf::plan(&features, Wanted::Auto)?;
@@ -186,7 +189,7 @@ fn record(path: &Path, duration: Option<Duration>, max_bytes: u64) -> Result<Exi
     let shared = Arc::new(Shared::default());
     // Why not, if not, is logged.
     let (detaching, detached) = sync_channel::<()>(0);
-    let discover = run::tls(&mut attached, &shared).ok().map(|worker| {
+    let discover = run::tls(&mut attached, &shared, SWEEP).ok().map(|worker| {
         std::thread::spawn(move || {
             // Dropped when everything is detached.
             let _detaching = detaching;

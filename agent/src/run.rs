@@ -264,7 +264,10 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
     // With the ring buffer being read: probing takes a moment, and traffic does not wait.
     let tls = if config.capture.tls {
         let mut attached = kernel.attached.lock().unwrap_or_else(PoisonError::into_inner);
-        attached.as_mut().ok_or_else(|| "the agent is stopping".to_owned()).and_then(|attached| tls(attached, &shared))
+        attached
+            .as_mut()
+            .ok_or_else(|| "the agent is stopping".to_owned())
+            .and_then(|attached| tls(attached, &shared, config.capture.tls_sweep))
     } else {
         Err("`capture.tls` is false".to_owned())
     };
@@ -328,7 +331,7 @@ pub async fn start(config: Config, origin: Origin) -> Result<Running> {
 }
 
 /// What reads TLS: the programs, loaded, and everything that runs now, probed. `Err`: why TLS is not read.
-pub fn tls(attached: &mut Attached, shared: &Arc<Shared>) -> Result<discover_thread::Worker, String> {
+pub fn tls(attached: &mut Attached, shared: &Arc<Shared>, sweep: Duration) -> Result<discover_thread::Worker, String> {
     let uprobes = attached.uprobes().map_err(|error| {
         tracing::warn!(error = format!("{error:#}"), "TLS libraries cannot be probed");
         format!("{error:#}")
@@ -343,7 +346,7 @@ pub fn tls(attached: &mut Attached, shared: &Arc<Shared>) -> Result<discover_thr
         .ok();
     discovery.scan_linker_cache();
     discovery.scan();
-    Ok(discover_thread::Worker::new(discovery, mappings, Arc::clone(shared)))
+    Ok(discover_thread::Worker::new(discovery, mappings, Arc::clone(shared), sweep))
 }
 
 /// Processors that are online, by number.

@@ -157,3 +157,90 @@ fn servers_in_containers_are_read_by_the_files_that_are_theirs() {
     assert!(attached.is_some_and(|count| count >= 3), "{:#}", agent.status()["tls"]);
     agent.stop();
 }
+
+/// A library of its own in `dir`, as processes that are told to look there load it.
+struct Own {
+    dir: PathBuf,
+    file: PathBuf,
+}
+
+impl Own {
+    fn make(dir: &Path, libraries: &[PathBuf]) -> Self {
+        fs::create_dir(dir).unwrap();
+        for library in libraries {
+            fs::copy(library, dir.join(library.file_name().unwrap())).unwrap();
+        }
+        let is_ssl = |library: &&PathBuf| library.to_string_lossy().contains("libssl");
+        let name = libraries.iter().find(is_ssl).and_then(|library| library.file_name()).unwrap();
+        Self { dir: dir.to_owned(), file: dir.join(name) }
+    }
+
+    fn server(&self, certificates: &Certificates) -> Server {
+        let mut command = Command::new(python().unwrap());
+        command.arg(Path::new(FIXTURES).join("blocking.py")).env("LD_LIBRARY_PATH", &self.dir);
+        Server::scripted(&mut command, certificates)
+    }
+
+    fn is_probed(&self, agent: &Agent) -> bool {
+        let status = agent.status();
+        let libraries = status["tls"]["libraries"].as_array().cloned().unwrap_or_default();
+        libraries.iter().any(|library| library["path"] == self.file.to_str().unwrap())
+    }
+
+    fn wait(&self, agent: &Agent, probed: bool) {
+        let there = wait_until(|| self.is_probed(agent) == probed, PATIENCE);
+        assert!(there, "{}, probed: not {probed}: {:#}", self.file.display(), agent.status()["tls"]);
+    }
+}
+
+/// Calls to a server, each reported once by its end.
+fn calls_are_seen(agent: &Agent, server: &Server, certificates: &Certificates, prefix: &str) {
+    const COUNT: usize = 5;
+    for index in 0..COUNT {
+        assert!(curl_once(&server.url(), &format!("/id/{prefix}-{index}"), certificates).1);
+    }
+    let ours = |call: &&Value| call.is_server() && call.path().contains(prefix);
+    let calls = agent.wait_for(|calls| calls.iter().filter(ours).count() >= COUNT, PATIENCE);
+    assert_eq!(calls.iter().filter(ours).count(), COUNT, "{prefix}: not each once");
+}
+
+#[test]
+fn probes_of_a_library_go_with_its_last_user_and_come_with_the_next() {
+    let name = "probes_of_a_library_go_with_its_last_user_and_come_with_the_next";
+    let Some(python) = python() else { return skip(name, "no python3") };
+    if find("curl").is_none() {
+        return skip(name, "no curl");
+    }
+    let certificates = match Certificates::make() {
+        Ok(certificates) => certificates,
+        Err(why) => return skip(name, &why),
+    };
+    let files = libraries(python);
+    if files.len() != 2 {
+        return skip(name, "Python has its own OpenSSL");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (kept, left) = (Own::make(&dir.path().join("kept"), &files), Own::make(&dir.path().join("left"), &files));
+    let agent = Agent::start(&Options::config("capture:\n  tlsSweep: 1s\n"));
+    let (first, second, third) = (kept.server(&certificates), kept.server(&certificates), left.server(&certificates));
+    for own in [&kept, &left] {
+        own.wait(&agent, true);
+    }
+    let detached = || agent.status()["tls"]["discovery"]["detached"].as_u64().unwrap();
+    let before = detached();
+    calls_are_seen(&agent, &first, &certificates, "first");
+    // One library loses its only user and one of two users.
+    drop((first, third));
+    left.wait(&agent, false);
+    assert_eq!(detached(), before + 1);
+    // As long without that user as the other was without any.
+    assert!(kept.is_probed(&agent), "{:#}", agent.status()["tls"]);
+    calls_are_seen(&agent, &second, &certificates, "second");
+    drop(second);
+    kept.wait(&agent, false);
+    assert_eq!(detached(), before + 2);
+    let again = kept.server(&certificates);
+    kept.wait(&agent, true);
+    calls_are_seen(&agent, &again, &certificates, "again");
+    agent.stop();
+}

@@ -324,6 +324,13 @@ pub(super) const KEYS: &[KeySpec] = &[
     )
     .restart(),
     key(
+        "capture.tlsSweep",
+        Kind::Duration { min: SECOND, max: 3600 * SECOND },
+        "1m",
+        "How often the mappings of all processes are read. A file that nobody maps twice in a row loses its probes.",
+    )
+    .restart(),
+    key(
         "capture.ringBuffer",
         Kind::Bytes { min: 256 * KIB, max: 1024 * MIB, power_of_two: true },
         "8MiB",

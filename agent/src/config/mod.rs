@@ -130,6 +130,8 @@ pub struct Capture {
     pub ring_buffer: u32,
     /// Probe TLS libraries.
     pub tls: bool,
+    /// Between two looks at who maps them.
+    pub tls_sweep: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

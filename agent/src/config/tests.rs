@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -75,6 +76,7 @@ const OTHER: &[(&str, &str)] = &[
     ("capture.bodyPrefix", "0"),
     ("capture.backend", "sys_exit"),
     ("capture.tls", "false"),
+    ("capture.tlsSweep", "5s"),
     ("capture.ringBuffer", "16MiB"),
     ("limits.connections", "100"),
     ("limits.processes", "100"),
@@ -150,6 +152,7 @@ fn the_defaults_are_safe() {
             backend: Backend::Auto,
             ring_buffer: agent_common::limits::RING_BYTES,
             tls: true,
+            tls_sweep: Duration::from_mins(1),
         }
     );
     assert_eq!(config.store_calls, 10_000);

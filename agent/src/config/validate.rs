@@ -379,6 +379,7 @@ impl Settings<'_> {
                 },
                 ring_buffer: u32::try_from(self.integer("capture.ringBuffer")).unwrap_or(u32::MAX),
                 tls: self.bool("capture.tls"),
+                tls_sweep: self.duration("capture.tlsSweep"),
             },
             limits: Limits {
                 connections: self.size("limits.connections"),

@@ -18,9 +18,8 @@ use crate::model::ProcessRef;
 const LAZY: Duration = Duration::from_millis(1);
 const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 const TICK_NS: u64 = 1_000_000_000;
-const SWEEP_NS: u64 = 60 * TICK_NS;
-/// Without events of new mappings everything is looked at this often instead.
-const BLIND_SWEEP_NS: u64 = 5 * TICK_NS;
+/// Without events of new mappings everything is looked at this often at least.
+const BLIND_SWEEP: Duration = Duration::from_secs(5);
 /// Processes explained in one tick.
 const EXPLAIN: usize = 32;
 
@@ -30,13 +29,17 @@ pub struct Worker {
     /// `None`: the kernel does not tell of mappings.
     pub mappings: Option<Mappings>,
     pub shared: Arc<Shared>,
+    /// Between two sweeps.
+    sweep: Duration,
     /// Processes that ended before they could be explained, as long as capture knows of them.
     gone: HashSet<ProcessRef>,
 }
 
 impl Worker {
-    pub fn new(discovery: Discovery, mappings: Option<Mappings>, shared: Arc<Shared>) -> Self {
-        Self { discovery, mappings, shared, gone: HashSet::new() }
+    /// `sweep`: between two looks at everything.
+    pub fn new(discovery: Discovery, mappings: Option<Mappings>, shared: Arc<Shared>, sweep: Duration) -> Self {
+        let sweep = if mappings.is_some() { sweep } else { sweep.min(BLIND_SWEEP) };
+        Self { discovery, mappings, shared, gone: HashSet::new(), sweep }
     }
 
     /// Run until told to stop. Dropping the worker detaches everything.
@@ -52,8 +55,7 @@ impl Worker {
                 self.discovery.publish();
                 self.shared.publish_discovery(self.discovery.counts());
             }
-            let sweep = if self.mappings.is_some() { SWEEP_NS } else { BLIND_SWEEP_NS };
-            if now.since(last_sweep) >= sweep {
+            if u128::from(now.since(last_sweep)) >= self.sweep.as_nanos() {
                 last_sweep = now;
                 self.discovery.sweep();
             }
