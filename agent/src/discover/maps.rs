@@ -12,6 +12,13 @@ pub(super) struct Mapping<'a> {
     pub(super) path: &'a str,
 }
 
+impl Mapping<'_> {
+    /// Bytes.
+    pub(super) const fn len(&self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+}
+
 /// Executable file mappings of `text`; a line that is none is passed over.
 pub(super) fn executable(text: &str) -> impl Iterator<Item = Mapping<'_>> {
     text.lines().filter_map(parse)

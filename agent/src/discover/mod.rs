@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use self::survey::{Survey, SurveyedFile, SurveyedProcess, survey};
-pub use self::view::{Counts, LibraryView, ProcessView, View};
+pub use self::view::{Counts, LibraryView, ProcessView, Unread, View};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -194,14 +194,14 @@ impl Discovery {
         self.scan();
     }
 
-    /// Say which source a process that uses TLS is read by. With `unread`, nothing of it was: then also look into code
-    /// that no symbol names, one file at a time.
+    /// Say which source a process that uses TLS is read by. Where something of it is not read that its sources do not explain,
+    /// also look into code that no symbol names, one file at a time.
     /// False: it is gone.
-    pub fn explain(&mut self, process: ProcessRef, unread: bool) -> bool {
+    pub fn explain(&mut self, process: ProcessRef, unread: Unread) -> bool {
         let Some(text) = self.maps(process.pid).filter(|text| !text.is_empty()) else { return false };
         let mut view = ProcessView::default();
         let mut met = HashSet::new();
-        let mut candidate = None;
+        let mut candidate: Option<maps::Mapping<'_>> = None;
         for mapping in maps::executable(&text).filter(|mapping| met.insert(mapping.key)) {
             if Some(mapping.key) == self.own {
                 view.reasons.push("this is the agent itself".to_owned());
@@ -218,12 +218,23 @@ impl Discovery {
                     view.reasons.push(NO_ROOM.to_owned());
                     view.unfinished = true;
                 }
-                Outcome::Nothing if !examined.thorough && candidate.is_none() => candidate = Some(mapping),
+                // Who brings a TLS library along has more code than others.
+                Outcome::Nothing
+                    if !examined.thorough && candidate.as_ref().is_none_or(|best| best.len() < mapping.len()) =>
+                {
+                    candidate = Some(mapping);
+                }
                 Outcome::Nothing => {}
             }
         }
-        if view.sources.is_empty() && view.reasons.is_empty() {
-            if let (true, Some(mapping)) = (unread, candidate) {
+        let is_due = match unread {
+            Unread::Nothing => false,
+            Unread::All => view.sources.is_empty(),
+            Unread::Lasting => true,
+        };
+        view.unsearched = candidate.is_some() && !view.sources.is_empty() && !is_due;
+        if is_due && view.reasons.is_empty() {
+            if let Some(mapping) = candidate {
                 self.files.remove(&mapping.key);
                 self.examine_mapping(process.pid, &mapping, Effort::Code);
                 if let Some(Outcome::Probed(library)) = self.files.get(&mapping.key).map(|file| &file.outcome) {
@@ -232,7 +243,7 @@ impl Discovery {
                     view.unfinished = true;
                     view.reasons.push("its code is being looked through".to_owned());
                 }
-            } else if unread {
+            } else if view.sources.is_empty() {
                 view.reasons
                     .push("no TLS library that is known was recognised in its executable and libraries".to_owned());
             }

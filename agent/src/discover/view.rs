@@ -32,12 +32,24 @@ pub struct ProcessView {
     pub reasons: Vec<String>,
     /// Files are left whose code may hold something.
     pub(super) unfinished: bool,
+    /// Its code was not looked into, because it is read by its sources.
+    pub(super) unsearched: bool,
+}
+
+/// What of a process's TLS nobody reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unread {
+    Nothing,
+    /// All of it, so far.
+    All,
+    /// Connections that are not new, whatever else of it is read: it uses another library, too.
+    Lasting,
 }
 
 impl ProcessView {
     /// Another look may find more.
-    pub const fn is_open(&self) -> bool {
-        self.unfinished
+    pub fn is_open(&self, unread: Unread) -> bool {
+        self.unfinished || (self.unsearched && unread == Unread::Lasting)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The discovery thread: mappings as they appear, processes that were seen to use TLS, and a sweep now and then.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -10,8 +10,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Shared;
 use crate::bpf::Mappings;
+use crate::capture::TlsUse;
 use crate::clock;
-use crate::discover::Discovery;
+use crate::discover::{Discovery, Unread};
 use crate::model::ProcessRef;
 
 /// Mappings come in groups: the loader's of a new process.
@@ -33,13 +34,15 @@ pub struct Worker {
     sweep: Duration,
     /// Processes that ended before they could be explained, as long as capture knows of them.
     gone: HashSet<ProcessRef>,
+    /// Connections of each process at the last tick.
+    before: HashMap<ProcessRef, u64>,
 }
 
 impl Worker {
     /// `sweep`: between two looks at everything.
     pub fn new(discovery: Discovery, mappings: Option<Mappings>, shared: Arc<Shared>, sweep: Duration) -> Self {
         let sweep = if mappings.is_some() { sweep } else { sweep.min(BLIND_SWEEP) };
-        Self { discovery, mappings, shared, gone: HashSet::new(), sweep }
+        Self { discovery, mappings, shared, gone: HashSet::new(), before: HashMap::new(), sweep }
     }
 
     /// Run until told to stop. Dropping the worker detaches everything.
@@ -89,13 +92,14 @@ impl Worker {
         let known = self.discovery.view();
         let mut left = EXPLAIN;
         let uses = self.shared.capture().tls;
-        let used: HashSet<ProcessRef> = uses.iter().map(|used| used.process).collect();
-        self.gone.retain(|process| used.contains(process));
+        let now: HashMap<ProcessRef, u64> = uses.iter().map(|used| (used.process, used.sockets)).collect();
+        let before = std::mem::replace(&mut self.before, now);
+        self.gone.retain(|process| self.before.contains_key(process));
         for used in uses {
-            let unread = used.read == 0;
+            let unread = unread(&used, before.get(&used.process).copied());
             let explained = {
                 let view = known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                view.processes.get(&used.process).is_some_and(|known| !known.is_open())
+                view.processes.get(&used.process).is_some_and(|known| !known.is_open(unread))
             };
             if explained || left == 0 || self.gone.contains(&used.process) {
                 continue;
@@ -105,6 +109,50 @@ impl Worker {
             } else {
                 self.gone.insert(used.process);
             }
+        }
+    }
+}
+
+/// What is not read of a process that had so many connections a while ago.
+fn unread(used: &TlsUse, before: Option<u64>) -> Unread {
+    if before.is_some_and(|before| used.read < before) {
+        Unread::Lasting
+    } else if used.read == 0 {
+        Unread::All
+    } else {
+        Unread::Nothing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{SocketAddress, Timestamp};
+
+    #[test]
+    fn only_connections_that_are_not_new_open_the_search_of_a_process_that_is_read() {
+        for (sockets, read, before, want) in [
+            (1, 0, None, Unread::All),
+            (1, 1, None, Unread::Nothing),
+            (1, 0, Some(1), Unread::Lasting),
+            (7, 5, Some(5), Unread::Nothing),
+            (7, 5, Some(6), Unread::Lasting),
+            (3, 2, None, Unread::Nothing),
+        ] {
+            let used = TlsUse {
+                process: ProcessRef { pid: 7, start_ns: 1 },
+                comm: Arc::from("x"),
+                sockets,
+                read,
+                backend: None,
+                server_name: None,
+                local: SocketAddress::Unknown,
+                remote: SocketAddress::Unknown,
+                last: Timestamp(0),
+            };
+            assert_eq!(unread(&used, before), want, "{read} of {sockets}, {before:?} before");
         }
     }
 }
