@@ -15,9 +15,11 @@ use tempfile::TempDir;
 
 use super::agent::{Call as _, read_calls};
 use super::guard::Process;
-use super::tls::programs::go_http2;
+use super::tls::programs::{self, go_http2};
 use super::tls::{Certificates, Planned};
 use super::{PATIENCE, find, free_port, python_with_packages, wait_until};
+
+mod proxy;
 
 /// Where the scripts, configurations and sources are.
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/http2");
@@ -36,6 +38,10 @@ pub enum Kind {
     /// hypercorn: python-h2 on asyncio.
     Hypercorn,
     Grpcio,
+    /// hyper under axum.
+    Hyper,
+    /// Envoy in front of Node.
+    Envoy,
 }
 
 impl Kind {
@@ -47,6 +53,17 @@ impl Kind {
             Self::Node => "Node http2",
             Self::Hypercorn => "hypercorn",
             Self::Grpcio => "Python grpcio",
+            Self::Hyper => "axum, hyper",
+            Self::Envoy => "Envoy",
+        }
+    }
+
+    /// Where no symbol names the functions of its TLS library: what the path of that file has in it.
+    pub fn searched(self) -> Option<&'static str> {
+        match self {
+            Self::Grpcio => Some("cygrpc"),
+            Self::Envoy => Some("envoy"),
+            _ => None,
         }
     }
 }
@@ -62,23 +79,47 @@ pub enum Caller {
     Go,
     Node,
     Grpcio,
+    /// hyper under reqwest.
+    Reqwest,
+    /// curl_cffi: the TLS and the frames of a browser, another for each connection.
+    Browser,
+    /// Begins with `Upgrade: h2c`; a process a connection.
+    CurlUpgrade,
+    /// Begins with `Upgrade: h2c`, then makes all calls of a connection at once; a process a connection.
+    Nghttp,
+    /// Passes on what others call: it is started as [`Kind::Envoy`].
+    Envoy,
 }
 
 impl Caller {
     pub fn name(self) -> &'static str {
         match self {
             Self::H2load => "h2load",
-            Self::Curl => "curl",
+            Self::Curl | Self::CurlUpgrade => "curl",
             Self::Httpx => "httpx",
             Self::Go => "Go net/http",
             Self::Node => "Node http2",
             Self::Grpcio => "Python grpcio",
+            Self::Reqwest => "reqwest, hyper",
+            Self::Browser => "curl_cffi as Chrome, Firefox, Safari",
+            Self::Nghttp => "nghttp",
+            Self::Envoy => "Envoy",
         }
     }
 
     /// Does it make calls other than GET?
     pub fn is_mixed(self) -> bool {
-        self != Self::H2load
+        !matches!(self, Self::H2load | Self::CurlUpgrade | Self::Nghttp)
+    }
+
+    /// Does it ask in HTTP/1.1 to go on in HTTP/2?
+    pub fn upgrades(self) -> bool {
+        matches!(self, Self::CurlUpgrade | Self::Nghttp)
+    }
+
+    /// Where nobody else has its TLS library, which is read once it is mapped: what the path of that file has in it.
+    pub fn library(self) -> Option<&'static str> {
+        (self == Self::Browser).then_some("curl_cffi")
     }
 }
 
@@ -148,6 +189,8 @@ pub struct Server {
     process: Process,
     port: u16,
     dir: TempDir,
+    /// What it passes its calls on to.
+    backend: Option<Box<Self>>,
 }
 
 impl Server {
@@ -159,6 +202,7 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let python = || python_with_packages().ok_or("no python3 with the tests' packages");
         let fixture = |name: &str| Path::new(FIXTURES).join(name);
+        let mut backend = None;
         let (process, port) = match kind {
             Kind::Nghttpd => nghttpd(dir.path(), encrypted, certificates)?,
             Kind::Nginx => nginx(dir.path(), encrypted, certificates)?,
@@ -171,8 +215,23 @@ impl Server {
             Kind::Grpcio => {
                 scripted(python()?, &[&fixture("rpc.py"), Path::new("serve")], encrypted, certificates, dir.path())
             }
+            Kind::Hyper => {
+                let first = [Path::new("http2"), Path::new("serve")];
+                scripted(&programs::rustls()?, &first, encrypted, certificates, dir.path())
+            }
+            Kind::Envoy => {
+                let behind = Self::start(Kind::Node, encrypted, certificates)?;
+                let started = proxy::envoy(dir.path(), encrypted, behind.port, certificates)?;
+                backend = Some(Box::new(behind));
+                started
+            }
         };
-        Ok(Self { kind, encrypted, process, port, dir })
+        Ok(Self { kind, encrypted, process, port, dir, backend })
+    }
+
+    /// What it passes its calls on to: its own calls are served there.
+    pub fn backend(&self) -> Option<&Self> {
+        self.backend.as_deref()
     }
 
     pub fn pid(&self) -> u32 {
@@ -211,6 +270,7 @@ impl Server {
         match *parts.first()? {
             "bytes" => parts.get(1)?.parse().ok(),
             "status" if self.kind == Kind::Nginx => Some("nothing\n".len() as u64),
+            "status" if self.kind == Kind::Hyper => Some(("status \n".len() + parts.get(1)?.len()) as u64),
             "id" | "status" => Some(("hello \n".len() + parts.last()?.len()) as u64),
             _ => None,
         }
@@ -342,9 +402,24 @@ impl Client {
             }
             Caller::Curl => {
                 let program = find("curl").ok_or("no curl")?;
-                each(calls, |_, calls| curl(&program, server, calls, &streams, certificates))
+                let version = if server.encrypted { "--http2" } else { "--http2-prior-knowledge" };
+                each(calls, |_, calls| curl(&program, version, server, calls, &streams, certificates))
             }
-            Caller::Httpx | Caller::Go | Caller::Node | Caller::Grpcio => {
+            Caller::CurlUpgrade => {
+                let program = find("curl").ok_or("no curl")?;
+                each(calls, |_, calls| curl(&program, "--http2", server, calls, "1", certificates))
+            }
+            Caller::Nghttp => {
+                let program = find("nghttp").ok_or("no nghttp")?;
+                each(calls, |_, calls| {
+                    let mut command = Command::new(&program);
+                    command.args(["--upgrade", "--null-out", "--timeout=20"]);
+                    command.args(calls.iter().map(|call| format!("{}{}", server.url(), call.path)));
+                    command
+                })
+            }
+            Caller::Envoy => return Err("it calls nobody by itself".to_owned()),
+            Caller::Httpx | Caller::Go | Caller::Node | Caller::Grpcio | Caller::Reqwest | Caller::Browser => {
                 let file = dir.path().join("plan");
                 let mut text = String::new();
                 for call in calls {
@@ -395,7 +470,14 @@ fn each(calls: &[Planned], command: impl Fn(usize, &[&Planned]) -> Command) -> D
     Driver::Many((0..connections).map(|number| (number, command(number, &of(number)))).collect())
 }
 
-fn curl(program: &Path, server: &Server, calls: &[&Planned], streams: &str, certificates: &Certificates) -> Command {
+fn curl(
+    program: &Path,
+    version: &str,
+    server: &Server,
+    calls: &[&Planned],
+    streams: &str,
+    certificates: &Certificates,
+) -> Command {
     let mut command = Command::new(program);
     if streams != "1" {
         command.args(["--parallel", "--parallel-max", streams]);
@@ -405,9 +487,8 @@ fn curl(program: &Path, server: &Server, calls: &[&Planned], streams: &str, cert
             command.arg("--next");
         }
         // Most options are one transfer's.
-        command.arg(if server.encrypted { "--http2" } else { "--http2-prior-knowledge" });
         command
-            .args(["--silent", "--show-error", "--max-time", "20", "--output", "/dev/null", "--cacert"])
+            .args([version, "--silent", "--show-error", "--max-time", "20", "--output", "/dev/null", "--cacert"])
             .arg(certificates.authority());
         if call.body > 0 {
             command.args(["--data-binary", &"b".repeat(call.body)]);
@@ -422,10 +503,14 @@ fn scripted_caller(caller: Caller, mode: &str) -> Result<Command, String> {
     let fixture = |name: &str| Path::new(FIXTURES).join(name);
     let (program, script): (PathBuf, Option<PathBuf>) = match caller {
         Caller::Go => (go_http2()?, None),
+        Caller::Reqwest => (programs::rustls()?, Some("http2".into())),
         Caller::Node => (find("node").ok_or("no node")?, Some(fixture("h2.js"))),
         Caller::Httpx => (python()?.clone(), Some(fixture("by_httpx.py"))),
         Caller::Grpcio => (python()?.clone(), Some(fixture("rpc.py"))),
-        Caller::H2load | Caller::Curl => return Err("it is no program of ours".to_owned()),
+        Caller::Browser => (python()?.clone(), Some(fixture("by_browser.py"))),
+        Caller::H2load | Caller::Curl | Caller::CurlUpgrade | Caller::Nghttp | Caller::Envoy => {
+            return Err("it is no program of ours".to_owned());
+        }
     };
     let mut command = Command::new(program);
     command.args(script).arg(mode).env("PYTHONDONTWRITEBYTECODE", "1").env("GRPC_VERBOSITY", "ERROR");

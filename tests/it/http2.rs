@@ -16,6 +16,9 @@ use weir_tests::harness::{skip, wait_until};
 /// How long calls may take from their end to the file.
 const SETTLED: Duration = Duration::from_secs(5);
 
+/// How long the search of a hundred megabytes of code may take, by an agent that was not optimised.
+const SEARCHED: Duration = Duration::from_secs(30);
+
 /// The gRPC status.
 const NOT_FOUND: u64 = 5;
 
@@ -62,14 +65,15 @@ impl Row {
     const HEAD: &str = "| Peer | Role | Transport | Connections x streams | Seen/sent | Whole | Process right |\n\
                         |---|---|---|---|---|---|---|\n";
 
-    /// Hold the calls against what was wanted; `ours`: is the call one of these?
-    fn of(pair: &Pair, role: &'static str, wanted: &BTreeMap<String, Wanted>, calls: &[Value], prefix: &str) -> Self {
+    /// Hold the calls of one side against what was wanted.
+    fn of(leg: &Leg<'_>, role: &'static str, wanted: &BTreeMap<String, Wanted>, calls: &[Value], prefix: &str) -> Self {
+        let pair = leg.pair;
         let name = if role == "server" { pair.server.name() } else { pair.caller.name() };
         let mut row = Self {
             peer: format!("{name} ({})", if role == "server" { pair.caller.name() } else { pair.server.name() }),
             role,
             scheme: pair.transport(),
-            concurrency: format!("{} x {}", pair.connections, pair.streams),
+            concurrency: pair.concurrency(),
             sent: wanted.values().map(|wanted| wanted.count).sum(),
             seen: 0,
             whole: 0,
@@ -77,7 +81,7 @@ impl Row {
             faults: Vec::new(),
         };
         let mut seen: HashMap<&str, usize> = HashMap::new();
-        for call in ours(calls, role, pair.scheme(), prefix) {
+        for call in leg.ours(calls, role, prefix) {
             let count = seen.entry(call.path()).or_default();
             *count += 1;
             let wanted = wanted.get(call.path()).filter(|wanted| *count <= wanted.count);
@@ -114,17 +118,6 @@ impl Row {
         let all = [self.seen, self.whole, self.process].iter().all(|count| *count == self.sent);
         all && self.sent > 0 && self.faults.is_empty()
     }
-}
-
-/// The reports of one side about calls of ours.
-fn ours<'a>(
-    calls: &'a [Value],
-    role: &'static str,
-    scheme: &'static str,
-    prefix: &str,
-) -> impl Iterator<Item = &'a Value> {
-    let is_ours = move |call: &&Value| call.text("span_kind") == role && call.text("url.scheme") == scheme;
-    calls.iter().filter(is_ours).filter(move |call| call.path().contains(prefix))
 }
 
 /// What is wrong with a call, beside its process.
@@ -186,7 +179,18 @@ impl Pair {
     }
 
     fn transport(&self) -> &'static str {
-        if self.encrypted { "TLS" } else { "clear" }
+        match (self.encrypted, self.caller.upgrades()) {
+            (true, _) => "TLS",
+            (false, false) => "clear",
+            (false, true) => "Upgrade: h2c",
+        }
+    }
+
+    fn concurrency(&self) -> String {
+        match self.caller {
+            Caller::Envoy => "its own".to_owned(),
+            _ => format!("{} x {}", self.connections, self.streams),
+        }
     }
 
     /// Both, in the clear and over TLS.
@@ -199,7 +203,7 @@ impl Pair {
         if self.caller == Caller::Grpcio {
             return "/weir.test.Echo/".to_owned();
         }
-        format!("{:?}-{:?}-{}-{}s", self.server, self.caller, self.transport(), self.streams).to_lowercase()
+        format!("{:?}-{:?}-{}-{}s", self.server, self.caller, self.scheme(), self.streams).to_lowercase()
     }
 
     fn calls(&self) -> Vec<Planned> {
@@ -214,6 +218,30 @@ impl Pair {
             }
         }
         calls
+    }
+}
+
+/// One hop of the calls of a pair: its own, or that from the proxy which it calls.
+struct Leg<'a> {
+    pair: Pair,
+    server: &'a Server,
+    /// The process that called, where it is one for all connections.
+    caller: Option<u32>,
+}
+
+impl Leg<'_> {
+    /// The reports of one side about calls of ours.
+    fn ours<'a>(
+        &self,
+        calls: &'a [Value],
+        role: &'static str,
+        prefix: &'a str,
+    ) -> impl Iterator<Item = &'a Value> + use<'a> {
+        let (scheme, port) = (self.pair.scheme(), u64::from(self.server.port()));
+        calls.iter().filter(move |call| {
+            let is_of_hop = call.text("url.scheme") == scheme && call.number("server.port") == Some(port);
+            is_of_hop && call.text("span_kind") == role && call.path().contains(prefix)
+        })
     }
 }
 
@@ -241,18 +269,56 @@ impl Running {
         Ok(Self { pair, prefix, calls, server, client: None })
     }
 
+    /// The pair itself, and the proxy that it calls with what is behind that.
+    fn legs(&self) -> Vec<Leg<'_>> {
+        let own = Leg { pair: self.pair, server: &self.server, caller: None };
+        let behind = self.server.backend().map(|server| Leg {
+            pair: Pair { server: server.kind, caller: Caller::Envoy, ..self.pair },
+            server,
+            caller: Some(self.server.pid()),
+        });
+        [Some(own), behind].into_iter().flatten().collect()
+    }
+
+    /// Where no symbol names the library's functions, the agent looks through the code once the process has been seen to
+    /// speak TLS: what is called until then it misses. Let that be over.
+    fn be_found(&self, agent: &Agent, certificates: &Certificates) -> Result<(), String> {
+        let Some(name) = self.pair.server.searched().filter(|_| self.pair.encrypted) else { return Ok(()) };
+        let other = if self.pair.caller == Caller::Grpcio { "/weir.test.Early/" } else { "early" };
+        let mut early: Vec<_> = self.calls.iter().take(1).cloned().collect();
+        for call in &mut early {
+            call.path = call.path.replace(&self.prefix, other);
+        }
+        Client::start(self.pair.caller, &self.server, &early, 1, certificates)?.run();
+        self.be_read(agent, name);
+        Ok(())
+    }
+
+    /// Until the agent reads a library whose path has this in it.
+    fn be_read(&self, agent: &Agent, name: &str) {
+        let is_read = || {
+            let libraries = agent.status()["tls"]["libraries"].as_array().cloned().unwrap_or_default();
+            libraries.iter().any(|library| library.text("path").contains(name))
+        };
+        assert!(wait_until(is_read, SEARCHED), "{:?}: {name} is not read: {:#}", self.pair, agent.status()["tls"]);
+    }
+
     /// Make the calls on connections that the agent sees from their beginning, and wait until it has reported so many.
     fn run(&mut self, agent: &Agent, certificates: &Certificates) -> Result<(), String> {
         let pair = self.pair;
+        self.be_found(agent, certificates)?;
         let mut client = Client::start(pair.caller, &self.server, &self.calls, pair.streams, certificates)?;
+        if let Some(name) = pair.caller.library() {
+            self.be_read(agent, name);
+        }
         client.run();
         self.client = Some(client);
-        let count = |calls: &[Value], role| ours(calls, role, self.pair.scheme(), &self.prefix).count();
         // What is missing here is told by the rows.
         wait_until(
             || {
                 let calls = agent.calls();
-                ["server", "client"].iter().all(|role| count(&calls, role) >= self.calls.len())
+                let all = |leg: &Leg<'_>, role| leg.ours(&calls, role, &self.prefix).count() >= self.calls.len();
+                self.legs().iter().all(|leg| ["server", "client"].iter().all(|role| all(leg, role)))
             },
             SETTLED,
         );
@@ -260,9 +326,10 @@ impl Running {
     }
 
     /// The calls by path, as this role has to report them.
-    fn wanted(&self, role: &str) -> BTreeMap<String, Wanted> {
-        let has_log = self.server.kind != Kind::Nghttpd;
-        let log = if has_log { self.server.wait_log(&self.prefix, self.calls.len()) } else { Vec::new() };
+    fn wanted(&self, leg: &Leg<'_>, role: &str) -> BTreeMap<String, Wanted> {
+        let server = leg.server;
+        let has_log = server.kind != Kind::Nghttpd;
+        let log = if has_log { server.wait_log(&self.prefix, self.calls.len()) } else { Vec::new() };
         if has_log {
             assert_eq!(log.len(), self.calls.len(), "{:?}", self.pair);
         }
@@ -272,16 +339,17 @@ impl Running {
             let one = wanted.entry(call.path.clone()).or_default();
             (one.method, one.status, one.count) = (call.method, call.status, one.count + 1);
             if role == "client" {
-                one.pids.extend(self.client.as_ref().and_then(|client| client.pid_of(call.connection)));
+                let of_client = || self.client.as_ref().and_then(|client| client.pid_of(call.connection));
+                one.pids.extend(leg.caller.or_else(of_client));
             } else if !has_log {
-                one.pids.insert(self.server.pid());
+                one.pids.insert(server.pid());
             }
             if is_rpc {
                 one.rpc = Some(if call.path.ends_with("/Missing") { NOT_FOUND } else { 0 });
             } else {
                 one.request = Some(call.body as u64);
                 let size = || call.path.rsplit('/').next()?.parse().ok();
-                one.response = if has_log { self.server.size_of(&call.path) } else { size() };
+                one.response = if has_log { server.size_of(&call.path) } else { size() };
                 one.id = has_log.then(|| call.path.rsplit('/').next().unwrap_or_default().to_owned());
             }
         }
@@ -299,8 +367,9 @@ impl Running {
         wanted
     }
 
-    fn rows(&self, calls: &[Value]) -> [Row; 2] {
-        ["server", "client"].map(|role| Row::of(&self.pair, role, &self.wanted(role), calls, &self.prefix))
+    fn rows(&self, calls: &[Value]) -> Vec<Row> {
+        let row = |leg: &Leg<'_>, role| Row::of(leg, role, &self.wanted(leg, role), calls, &self.prefix);
+        self.legs().iter().flat_map(|leg| ["server", "client"].map(|role| row(leg, role))).collect()
     }
 }
 
@@ -327,7 +396,7 @@ fn rows(pairs: &[Pair]) -> Result<(Vec<Row>, String), String> {
 
 #[test]
 fn concurrent_streams_of_nghttp2_are_each_a_call() {
-    let pairs: Vec<_> = [1, 10, 50]
+    let pairs: Vec<_> = [1, 2, 10, 50]
         .into_iter()
         .flat_map(|streams| Pair::both(Kind::Nghttpd, Caller::H2load, 1, streams, 100 * SIZES.len()))
         .collect();
@@ -363,8 +432,43 @@ fn python_h2_is_reported_as_it_logged() {
 }
 
 #[test]
+fn rust_is_reported_as_it_logged_over_http2() {
+    all_are_seen("rust_is_reported_as_it_logged_over_http2", &Pair::both(Kind::Hyper, Caller::Reqwest, 2, 20, 100));
+}
+
+#[test]
+fn calls_as_browsers_make_them_are_reported() {
+    let pairs = [Kind::Nginx, Kind::Node].map(|server| Pair {
+        server,
+        caller: Caller::Browser,
+        encrypted: true,
+        connections: 3,
+        streams: 20,
+        each: 80,
+    });
+    all_are_seen("calls_as_browsers_make_them_are_reported", &pairs);
+}
+
+#[test]
+fn connections_upgraded_from_http1_are_reported() {
+    let pairs = [(Caller::CurlUpgrade, 20, 1), (Caller::Nghttp, 2, 40)].map(|(caller, connections, each)| Pair {
+        server: Kind::Hypercorn,
+        caller,
+        encrypted: false,
+        connections,
+        streams: each,
+        each,
+    });
+    all_are_seen("connections_upgraded_from_http1_are_reported", &pairs);
+}
+
+#[test]
+fn envoy_is_reported_on_both_of_its_sides() {
+    all_are_seen("envoy_is_reported_on_both_of_its_sides", &Pair::both(Kind::Envoy, Caller::Go, 2, 20, 100));
+}
+
+#[test]
 fn rpcs_of_grpcio_are_reported_with_their_method() {
-    let clear =
-        Pair { server: Kind::Grpcio, caller: Caller::Grpcio, encrypted: false, connections: 2, streams: 10, each: 100 };
-    all_are_seen("rpcs_of_grpcio_are_reported_with_their_method", &[clear]);
+    let name = "rpcs_of_grpcio_are_reported_with_their_method";
+    all_are_seen(name, &Pair::both(Kind::Grpcio, Caller::Grpcio, 2, 20, 100));
 }
