@@ -455,7 +455,7 @@ fn is_overlay(file: &File) -> bool {
     /// `OVERLAYFS_SUPER_MAGIC`, linux/magic.h.
     const OVERLAY: i64 = 0x794c_7630;
     // Where it cannot be told it is taken for none.
-    rustix::fs::fstatfs(file).is_ok_and(|statfs| statfs.f_type as i64 == OVERLAY)
+    rustix::fs::fstatfs(file).is_ok_and(|statfs| statfs.f_type == OVERLAY)
 }
 
 /// Detach everything, all files at once.
