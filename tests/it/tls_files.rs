@@ -1,13 +1,18 @@
 //! Which files the agent probes: those of containers, whose paths lead elsewhere for everybody else, each file once whatever
 //! it is reached by, and none that nobody uses any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
+use agent::bpf;
+use agent::discover::Discovery;
+use agent_common::config::Config;
 use serde_json::Value;
-use weir_tests::harness::agent::{Agent, Call as _, EXPORT_ID, Options, brief};
+use weir_tests::harness::agent::{Agent, Call as _, EXPORT_ID, Options, brief, command};
 use weir_tests::harness::tls::clients::curl_once;
 use weir_tests::harness::tls::servers::Server;
 use weir_tests::harness::tls::{Certificates, FIXTURES};
@@ -204,6 +209,17 @@ fn calls_are_seen(agent: &Agent, server: &Server, certificates: &Certificates, p
     assert_eq!(calls.iter().filter(ours).count(), COUNT, "{prefix}: not each once");
 }
 
+/// `weir doctor` says by which file the process is read.
+fn is_told_by_doctor(pid: u32, own: &Own) {
+    let output = command(&["doctor", "--json"]).output().unwrap();
+    let diagnosis: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let processes = diagnosis["tls_processes"].as_array().unwrap();
+    let told = processes.iter().find(|process| process["pid"] == pid).unwrap_or_else(|| panic!("{diagnosis:#}"));
+    let source = format!("openssl {}", own.file.display());
+    assert!(told["sources"].as_array().unwrap().iter().any(|known| *known == *source), "{told:#}");
+    assert_eq!(told["reasons"], serde_json::json!([]));
+}
+
 #[test]
 fn probes_of_a_library_go_with_its_last_user_and_come_with_the_next() {
     let name = "probes_of_a_library_go_with_its_last_user_and_come_with_the_next";
@@ -229,6 +245,9 @@ fn probes_of_a_library_go_with_its_last_user_and_come_with_the_next() {
     let detached = || agent.status()["tls"]["discovery"]["detached"].as_u64().unwrap();
     let before = detached();
     calls_are_seen(&agent, &first, &certificates, "first");
+    for (server, own) in [(&first, &kept), (&second, &kept), (&third, &left)] {
+        is_told_by_doctor(server.pid(), own);
+    }
     // One library loses its only user and one of two users.
     drop((first, third));
     left.wait(&agent, false);
@@ -243,4 +262,71 @@ fn probes_of_a_library_go_with_its_last_user_and_come_with_the_next() {
     kept.wait(&agent, true);
     calls_are_seen(&agent, &again, &certificates, "again");
     agent.stop();
+}
+
+/// Sleeping processes, ended when dropped.
+struct Sleepers(Vec<Child>);
+
+impl Drop for Sleepers {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            _ = child.kill();
+            _ = child.wait();
+        }
+    }
+}
+
+/// Bytes that this process has read.
+fn bytes_read() -> u64 {
+    let text = fs::read_to_string("/proc/self/io").unwrap();
+    text.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+/// Seconds of processor time that this process has used.
+fn seconds_used() -> f64 {
+    let text = fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap() / 100.0).sum()
+}
+
+#[test]
+fn a_look_at_many_processes_reads_each_file_once_and_of_each_process_its_mappings() {
+    const COUNT: usize = 200;
+    let name = "a_look_at_many_processes_reads_each_file_once_and_of_each_process_its_mappings";
+    let Some(python) = python() else { return skip(name, "no python3") };
+    let dir = tempfile::tempdir().unwrap();
+    let script = "import ssl, sys; print(flush=True); sys.stdin.read()";
+    let start = |_| {
+        let mut command = Command::new(python);
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let mut sleepers = Sleepers((0..COUNT).map(start).collect());
+    let (mut files, mut maps_len) = (BTreeSet::new(), 0);
+    for child in &mut sleepers.0 {
+        // It has loaded all that it will.
+        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        let pid = child.id();
+        symlink(format!("/proc/{pid}"), dir.path().join(pid.to_string())).unwrap();
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        maps_len += maps.len() as u64;
+        let fields = maps.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let executed = fields.filter(|fields| fields[1].contains('x') && fields[4] != "0");
+        files.extend(executed.map(|fields| (fields[3].to_owned(), fields[4].to_owned())));
+    }
+    let features = bpf::detect();
+    let plan = bpf::plan(&features, bpf::Wanted::Auto).unwrap();
+    let (mut attached, _ring) = bpf::attach(&features, &plan, bpf::Settings::new(1 << 20, Config::default())).unwrap();
+    let mut discovery = Discovery::new(attached.uprobes().unwrap(), dir.path());
+    let used = seconds_used();
+    discovery.scan();
+    assert_eq!(discovery.counts().processes, COUNT as u64);
+    assert_eq!(discovery.counts().files, files.len() as u64, "{files:#?}");
+    let (first, used) = (seconds_used() - used, seconds_used());
+    let read = bytes_read();
+    discovery.sweep();
+    let read = bytes_read() - read;
+    let again = seconds_used() - used;
+    _ = writeln!(std::io::stderr(), "\n{COUNT} processes, {} files: {first:.2} s, and {again:.2} s again", files.len());
+    assert_eq!(discovery.counts().files, files.len() as u64, "a file is looked at again");
+    assert!(read < maps_len + 64 * 1024, "{read} bytes read of {maps_len} of mappings");
 }

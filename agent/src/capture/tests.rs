@@ -758,6 +758,25 @@ fn plaintext_of_a_tls_library_has_the_peers_of_its_socket_and_one_trace() {
 }
 
 #[test]
+fn of_many_processes_with_tls_the_last_are_kept_and_the_others_counted() {
+    const KEPT: u32 = 1_024;
+    let mut script = Script::default();
+    for number in 0..600_u32 {
+        // Each end in a process of its own.
+        let sockets = script.connect(u64::from(number) + 1, 1_000 + 2 * number, 1_001 + 2 * number);
+        script.records.truncate(script.records.len() - 2);
+        for end in &sockets.0 {
+            script.open(end, FirstBytes::Tls);
+        }
+    }
+    let played = script.play();
+    let mut kept: Vec<u32> = played.capture.tls_uses().iter().map(|used| used.process.pid).collect();
+    kept.sort_unstable();
+    assert_eq!(kept, (2_200 - KEPT..2_200).collect::<Vec<_>>());
+    assert_eq!(played.capture.counts().tls_processes_evicted, u64::from(1_200 - KEPT));
+}
+
+#[test]
 fn an_exchange_waits_for_its_socket_and_no_longer_than_told() {
     for known_later in [true, false] {
         let mut script = Script::default();
