@@ -99,7 +99,11 @@ impl Uses {
     }
 
     fn of(&mut self, process: ProcessRef, comm: &Arc<str>) -> &mut Http3Use {
-        self.evicted += u64::from(self.known.len() >= PROCESSES && !self.known.contains_key(&process));
+        if self.known.len() >= PROCESSES && !self.known.contains_key(&process) {
+            // `entry` would let one more in.
+            _ = self.known.remove_lru();
+            self.evicted += 1;
+        }
         self.known.entry(process).or_insert_with(|| Http3Use {
             process,
             comm: Arc::clone(comm),

@@ -758,22 +758,36 @@ fn plaintext_of_a_tls_library_has_the_peers_of_its_socket_and_one_trace() {
 }
 
 #[test]
-fn of_many_processes_with_tls_the_last_are_kept_and_the_others_counted() {
-    const KEPT: u32 = 1_024;
-    let mut script = Script::default();
-    for number in 0..600_u32 {
-        // Each end in a process of its own.
-        let sockets = script.connect(u64::from(number) + 1, 1_000 + 2 * number, 1_001 + 2 * number);
-        script.records.truncate(script.records.len() - 2);
-        for end in &sockets.0 {
-            script.open(end, FirstBytes::Tls);
+fn of_many_processes_with_tls_or_quic_the_last_are_kept_and_the_others_counted() {
+    const FIRST: u32 = 1_000;
+    const MANY: u32 = 1_200;
+    const MOST: u32 = 1_024;
+    /// Sorted process numbers of those that are kept, and how many are not.
+    type Kept = fn(&Capture) -> (Vec<u32>, u64);
+    let tls: Kept = |capture| {
+        let kept = capture.tls_uses().iter().map(|used| used.process.pid).collect();
+        (kept, capture.counts().tls_processes_evicted)
+    };
+    let quic: Kept = |capture| {
+        let kept = capture.http3_uses().iter().map(|used| used.process.pid).collect();
+        (kept, capture.http3.evicted())
+    };
+    for (protocol, kept) in [(FirstBytes::Tls, tls), (FirstBytes::Quic, quic)] {
+        let mut script = Script::default();
+        for number in 0..MANY / 2 {
+            // Each end in a process of its own.
+            let (client, server) = (FIRST + 2 * number, FIRST + 2 * number + 1);
+            let sockets = script.connect(u64::from(number) + 1, client, server);
+            script.records.truncate(script.records.len() - 2);
+            for end in &sockets.0 {
+                script.open(end, protocol);
+            }
         }
+        let (mut pids, evicted) = kept(&script.play().capture);
+        pids.sort_unstable();
+        assert_eq!(pids, (FIRST + MANY - MOST..FIRST + MANY).collect::<Vec<_>>(), "{protocol:?}");
+        assert_eq!(evicted, u64::from(MANY - MOST), "{protocol:?}");
     }
-    let played = script.play();
-    let mut kept: Vec<u32> = played.capture.tls_uses().iter().map(|used| used.process.pid).collect();
-    kept.sort_unstable();
-    assert_eq!(kept, (2_200 - KEPT..2_200).collect::<Vec<_>>());
-    assert_eq!(played.capture.counts().tls_processes_evicted, u64::from(1_200 - KEPT));
 }
 
 #[test]

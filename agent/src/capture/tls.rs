@@ -59,24 +59,22 @@ impl Uses {
 
     /// True: another process is forgotten for it.
     fn met(&mut self, info: &Connection) -> bool {
-        let known = self.0.contains_key(&info.process);
-        let evicts = !known && self.0.len() >= PROCESSES;
-        if !known {
-            // Not by `entry`, which lets one more in.
-            let fresh = TlsUse {
-                process: info.process,
-                comm: Arc::clone(&info.comm),
-                sockets: 0,
-                read: 0,
-                backend: None,
-                server_name: None,
-                local: SocketAddress::Unknown,
-                remote: SocketAddress::Unknown,
-                last: info.first_seen,
-            };
-            _ = self.0.insert(info.process, fresh);
+        let evicts = self.0.len() >= PROCESSES && !self.0.contains_key(&info.process);
+        if evicts {
+            // `entry` would let one more in.
+            _ = self.0.remove_lru();
         }
-        let Some(known) = self.0.get_mut(&info.process) else { return evicts };
+        let known = self.0.entry(info.process).or_insert_with(|| TlsUse {
+            process: info.process,
+            comm: Arc::clone(&info.comm),
+            sockets: 0,
+            read: 0,
+            backend: None,
+            server_name: None,
+            local: SocketAddress::Unknown,
+            remote: SocketAddress::Unknown,
+            last: info.first_seen,
+        });
         known.sockets += 1;
         known.local = info.local.clone();
         known.remote = info.remote.clone();
