@@ -29,10 +29,11 @@ struct Busy {
 }
 
 /// Who is looked at: every encoder, in the clear and over TLS.
-const PAIRS: [(Kind, Caller); 5] = [
+const PAIRS: [(Kind, Caller); 6] = [
     (Kind::Nginx, Caller::Node),
     (Kind::Node, Caller::Node),
     (Kind::Go, Caller::Go),
+    (Kind::Hyper, Caller::Reqwest),
     (Kind::Hypercorn, Caller::Httpx),
     (Kind::Grpcio, Caller::Grpcio),
 ];
@@ -48,7 +49,7 @@ fn busy(certificates: &Certificates, prefix: &str) -> Result<Vec<Busy>, String> 
             let server = Server::start(kind, encrypted, certificates)?;
             let load = Some(Load::start(caller, &server, prefix, STREAMS, certificates)?);
             let name = format!("{} to {}, {}", caller.name(), kind.name(), if encrypted { "TLS" } else { "clear" });
-            // Five names, each used before: grpcio's encoder has them in its table.
+            // grpcio's encoder has names that were used before in its table.
             all.push(Busy { server, load, indexes: kind == Kind::Grpcio, name });
         }
     }
@@ -119,6 +120,15 @@ fn worth(calls: &[&Value], log: &[Served], by_id: bool) -> Worth {
     worth
 }
 
+/// A path that was used for the first time behind so many lines of the log was put into the table before the agent's eyes:
+/// it is known of every call, the later ones that only point there too.
+fn fresh_paths_are_known(calls: &[&Value], log: &[Served], from: usize) -> bool {
+    let old: HashSet<&str> = log.iter().take(from).map(|served| served.path.as_str()).collect();
+    let fresh = |path: &str| !path.is_empty() && !old.contains(path);
+    let made = log.iter().filter(|served| fresh(&served.path)).count();
+    made > 0 && calls.iter().filter(|call| fresh(call.path())).count() == made
+}
+
 /// One line of the table.
 fn line(busy: &Busy, side: &str, worth: &Worth) -> String {
     let share = |part: usize| 100.0 * part as f64 / worth.seen.max(1) as f64;
@@ -156,8 +166,9 @@ fn hold(all: &[Busy], agent: &Agent, from: &[usize]) {
             lines += &line;
             // Those whose request went by before the agent came have no path.
             let known = busy.indexes || worth.with_path + UNDER_WAY >= worth.seen;
+            let again = !busy.indexes || fresh_paths_are_known(&of_side(&calls, side, port), &log, from + UNDER_WAY);
             let answered = worth.with_status + UNDER_WAY >= worth.seen;
-            if !worth.wrong.is_empty() || worth.seen < least || !known || !answered {
+            if !worth.wrong.is_empty() || worth.seen < least || !known || !again || !answered {
                 let some: Vec<_> = worth.wrong.iter().take(8).collect();
                 let unknown = of_side(&calls, side, port);
                 let unknown: Vec<_> = unknown.iter().filter(|call| call.path().is_empty()).take(4).collect();
