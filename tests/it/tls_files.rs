@@ -87,7 +87,7 @@ impl Contained {
         Self { server, group, prefix }
     }
 
-    /// Calls of this container, each reported once by each end.
+    /// Calls of this container, each reported once by each end: also those of a layer that is reached by several mounts.
     fn calls_are_seen(&self, agent: &Agent, library: &Path, certificates: &Certificates, count: usize) {
         // A file that nobody used before is only probed while it is used.
         let pids = self.group.processes();
@@ -157,9 +157,6 @@ fn servers_in_containers_are_read_by_the_files_that_are_theirs() {
     for container in before.iter().chain(&after) {
         container.calls_are_seen(&agent, library, &certificates, 5);
     }
-    // The shared layer was probed once.
-    let attached = agent.status()["tls"]["discovery"]["attached"].as_u64();
-    assert!(attached.is_some_and(|count| count >= 3), "{:#}", agent.status()["tls"]);
     agent.stop();
 }
 
