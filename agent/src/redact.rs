@@ -113,6 +113,9 @@ const SENSITIVE_KEY_PARTS: [&str; 17] = [
     "oauth",
 ];
 
+/// Parameters of a GraphQL request (GraphQL over HTTP, section 5.1) that hold values, not names.
+const GRAPHQL_KEYS: [&[u8]; 3] = [b"query", b"variables", b"extensions"];
+
 /// Beginnings of tokens that name their issuer (a subset of the published secret-scanning patterns with no false
 /// positives worth naming).
 const TOKEN_PREFIXES: [&str; 22] = [
@@ -365,6 +368,7 @@ impl Redactor {
         drop(strings);
 
         let application = application.map(application::masked);
+        let is_graphql = matches!(application, Some(Application::Graphql(_)));
         let route = match &application {
             Some(Application::Grpc(grpc)) => grpc.route(),
             _ => route,
@@ -381,7 +385,7 @@ impl Redactor {
             method_original,
             scheme,
             path,
-            query: target.query.map(|query| Arc::from(self.show_query(query))),
+            query: target.query.map(|query| Arc::from(self.show_query(query, is_graphql))),
             route,
             status,
             request_body_size: request.and_then(|request| request.body.size),
@@ -501,7 +505,8 @@ impl Redactor {
         if request.headers.truncated { None } else { Some("none") }
     }
 
-    fn show_query(&self, query: &[u8]) -> String {
+    /// `is_graphql`: what the call asks stands in its query, and does not leave.
+    fn show_query(&self, query: &[u8], is_graphql: bool) -> String {
         let mut shown = String::with_capacity(query.len().min(MAX_URL) + 16);
         for (index, pair) in query.split(|byte| *byte == b'&').enumerate() {
             if shown.len() > MAX_URL {
@@ -525,7 +530,8 @@ impl Redactor {
             }
             if let Some(value) = value {
                 shown.push('=');
-                if !value.is_empty() && self.hides(key, value) {
+                let says = is_graphql && GRAPHQL_KEYS.contains(&key);
+                if !value.is_empty() && (says || self.hides(key, value)) {
                     shown.push_str(REDACTED);
                 } else {
                     push_escaped(&mut shown, value, room);
@@ -1149,8 +1155,19 @@ mod tests {
         ] {
             let config =
                 RedactionConfig { query, sensitive_query_keys: vec!["MINE".to_owned()], ..RedactionConfig::default() };
-            assert_eq!(Redactor::new(config).show_query(b"a=1&sig=2&mine=3&token=4"), shown);
+            assert_eq!(Redactor::new(config).show_query(b"a=1&sig=2&mine=3&token=4", false), shown);
         }
+    }
+
+    #[test]
+    fn what_a_graphql_query_asks_does_not_leave_whatever_the_setting() {
+        let sent = b"query=%7Ba%7D&variables=%7B%7D&extensions=x&operationName=Basket&page=2";
+        let shown = "query=REDACTED&variables=REDACTED&extensions=REDACTED&operationName=Basket&page=2";
+        for query in [QueryRedaction::Sensitive, QueryRedaction::Off] {
+            let redactor = Redactor::new(RedactionConfig { query, ..RedactionConfig::default() });
+            assert_eq!(redactor.show_query(sent, true), shown);
+        }
+        assert_eq!(Redactor::default().show_query(b"query=shoes&variables=2", false), "query=shoes&variables=2");
     }
 
     #[test]

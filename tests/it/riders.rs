@@ -1,4 +1,5 @@
-//! What rides on HTTP, between real libraries: gRPC, server-sent events and WebSockets. The agent tells what each call is and how many messages it had; what they say stays here.
+//! What rides on HTTP, between real libraries: gRPC, server-sent events, WebSockets, GraphQL, JSON-RPC, the Model Context
+//! Protocol and coded content. The agent tells what each call is and how many messages it had; what they say stays here.
 
 use std::collections::BTreeMap;
 use std::io::{PipeWriter, Write as _};
@@ -23,6 +24,7 @@ struct Riders {
     client: Process,
     input: PipeWriter,
     port: u16,
+    mcp_port: u16,
 }
 
 impl Riders {
@@ -35,14 +37,14 @@ impl Riders {
         };
         let mut server = Process::spawn(&mut command("serve.py"));
         let ready = server.wait_for_stdout("ready", PATIENCE);
-        let port = ready.parse().unwrap();
+        let ports: Vec<u16> = ready.split(' ').map(|port| port.parse().unwrap()).collect();
         let agent = Agent::start(&Options::default());
         let (input, go) = std::io::pipe().unwrap();
         let mut client = command("call.py");
-        client.arg(&ready).stdin(input);
+        client.args(ready.split(' ')).stdin(input);
         let mut client = Process::spawn(&mut client);
         client.wait_for_stdout("ready", PATIENCE);
-        Ok(Self { agent, _server: server, client, input: go, port })
+        Ok(Self { agent, _server: server, client, input: go, port: ports[0], mcp_port: ports[1] })
     }
 
     fn say(&mut self, line: &str, answer: &str) {
@@ -57,11 +59,12 @@ impl Riders {
     }
 
     fn calls(&self, path: &str, count: usize) -> [Vec<Value>; 2] {
+        let ports = [self.port, self.mcp_port].map(u64::from);
         let of_side = |calls: &[Value], side: &str| -> Vec<Value> {
             let ours = |call: &&Value| {
                 call.text("span_kind") == side
                     && call.path().starts_with(path)
-                    && call.number("server.port") == Some(u64::from(self.port))
+                    && call.number("server.port").is_some_and(|port| ports.contains(&port))
             };
             calls.iter().filter(ours).cloned().collect()
         };
@@ -99,6 +102,15 @@ fn assert_has(call: &Value, wanted: &Value) {
 /// A call by the last segment of its path.
 fn by_name(calls: &[Value]) -> BTreeMap<&str, &Value> {
     calls.iter().map(|call| (call.path().rsplit('/').next().unwrap_or_default(), call)).collect()
+}
+
+/// The calls of each side, in the order in which they were made, have these attributes.
+fn assert_all(sides: &[Vec<Value>; 2], wanted: &[Value]) {
+    for side in sides {
+        for (call, wanted) in side.iter().zip(wanted) {
+            assert_has(call, wanted);
+        }
+    }
 }
 
 #[test]
@@ -176,6 +188,95 @@ fn streams_are_visible_before_they_end() {
     }
     for call in sockets.iter().flatten() {
         assert_has(call, &json!({ "weir.request.messages": 1, "weir.response.messages": 1 }));
+    }
+    riders.end();
+}
+
+#[test]
+fn operations_of_graphql_are_named() {
+    let name = "operations_of_graphql_are_named";
+    let mut riders = match Riders::start() {
+        Ok(riders) => riders,
+        Err(why) => return skip(name, &why),
+    };
+    let operation = |name: Option<&str>, kind: &str, batch: Option<u64>| {
+        json!({
+            "graphql.operation.name": name, "graphql.operation.type": kind, "weir.graphql.batch_size": batch,
+            "graphql.document": null, "http.response.status_code": 200,
+        })
+    };
+    let wanted = [
+        operation(Some("ReadOrder"), "query", None),
+        operation(Some("PlaceOrder"), "mutation", None),
+        operation(None, "query", None),
+        json!({ "weir.graphql.batch_size": 2 }),
+        operation(Some("ByAddress"), "query", None),
+    ];
+    let sides = riders.group("graphql", "/graphql", wanted.len());
+    assert_all(&sides, &wanted);
+    riders.end();
+}
+
+#[test]
+fn methods_of_json_rpc_are_named() {
+    let name = "methods_of_json_rpc_are_named";
+    let mut riders = match Riders::start() {
+        Ok(riders) => riders,
+        Err(why) => return skip(name, &why),
+    };
+    let wanted = [
+        json!({ "rpc.system": "jsonrpc", "rpc.method": "orders.sum", "rpc.jsonrpc.error_code": null }),
+        json!({ "rpc.system": "jsonrpc", "rpc.method": "orders.missing", "rpc.jsonrpc.error_code": -32601 }),
+        json!({ "rpc.system": "jsonrpc", "rpc.method": "orders.notice", "weir.jsonrpc.notification": true }),
+        json!({ "rpc.system": "jsonrpc", "weir.jsonrpc.batch_size": 3 }),
+    ];
+    let sides = riders.group("jsonrpc", "/rpc", wanted.len());
+    assert_all(&sides, &wanted);
+    riders.end();
+}
+
+#[test]
+fn coded_content_is_read_through_its_coding() {
+    let name = "coded_content_is_read_through_its_coding";
+    let mut riders = match Riders::start() {
+        Ok(riders) => riders,
+        Err(why) => return skip(name, &why),
+    };
+    for calls in riders.group("coded", "/coded/", 4) {
+        let calls = by_name(&calls);
+        for coding in ["gzip", "deflate", "br", "zstd"] {
+            let wanted = json!({ "rpc.system": "jsonrpc", "rpc.method": format!("coded.{coding}") });
+            assert_has(calls[format!("c-{coding}").as_str()], &wanted);
+        }
+    }
+    riders.end();
+}
+
+#[test]
+fn tools_of_the_model_context_protocol_are_named() {
+    let name = "tools_of_the_model_context_protocol_are_named";
+    let mut riders = match Riders::start() {
+        Ok(riders) => riders,
+        Err(why) => return skip(name, &why),
+    };
+    riders.say("mcp", "done mcp");
+    let tool = |call: &Value| call.text("gen_ai.tool.name").to_owned();
+    let both = |calls: &[Value]| {
+        let called =
+            |side: &str, name: &str| calls.iter().any(|call| call.text("span_kind") == side && tool(call) == name);
+        ["server", "client"].iter().all(|side| called(side, "add") && called(side, "fail"))
+    };
+    let calls = riders.agent.wait_for(both, PATIENCE);
+    for call in calls.iter().filter(|call| !tool(call).is_empty()) {
+        let wanted = json!({
+            "rpc.system": "jsonrpc", "rpc.method": "tools/call", "mcp.method.name": "tools/call",
+            "gen_ai.operation.name": "execute_tool", "http.response.status_code": 200,
+        });
+        assert_has(call, &wanted);
+    }
+    for side in ["server", "client"] {
+        let listed = |call: &Value| call.text("span_kind") == side && call.text("mcp.method.name") == "tools/list";
+        assert!(calls.iter().any(listed), "{side} listed no tools");
     }
     riders.end();
 }

@@ -1,14 +1,15 @@
 //! gRPC and gRPC-Web: service and method from the path, the status from the trailers.
 
-use super::{identifier, media_type, path};
-use crate::model::{Application, Exchange, Grpc, GrpcStatus, Headers, Messages, Request, Streaming};
+use super::{Call, identifier, path};
+use crate::model::{Application, Grpc, GrpcStatus, Headers, Messages, Streaming};
+use crate::protocol::content::media_type;
 
 const MEDIA_TYPE: &[u8] = b"application/grpc";
 
-pub(super) fn recognise(exchange: &Exchange, request: &Request) -> Option<Application> {
+pub(super) fn recognise(call: &Call<'_>) -> Option<Application> {
+    let Call { request, response, kind, .. } = *call;
     // Where a head was joined late, the other one may say it.
-    let response = exchange.response.as_ref();
-    let kind = media_type(&request.headers).or_else(|| media_type(&response?.headers))?;
+    let kind = kind.or_else(|| media_type(&response?.headers))?;
     let start = kind.get(..MEDIA_TYPE.len())?;
     let rest = kind.get(MEDIA_TYPE.len()..).unwrap_or_default();
     if !start.eq_ignore_ascii_case(MEDIA_TYPE) || !matches!(rest.first(), None | Some(b'+' | b'-')) {

@@ -1,5 +1,7 @@
 //! Tables of what rides on HTTP, and what must not leave. Tests only.
 
+mod documents;
+
 use super::*;
 use crate::model::{Body, Grpc, GrpcStatus, MessageKind, Messages, Streaming, fixture};
 
@@ -14,7 +16,10 @@ fn grpc(target: &str, content_type: &str, head: &[(&str, &[u8])], trailers: &[(&
 }
 
 fn as_grpc(exchange: &Exchange) -> Option<Grpc> {
-    recognise(exchange).map(|Application::Grpc(grpc)| grpc)
+    match recognise(exchange)? {
+        Application::Grpc(grpc) => Some(grpc),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Application {
     Grpc(Grpc),
+    Graphql(Graphql),
+    JsonRpc(JsonRpc),
 }
 
 /// A gRPC or gRPC-Web call.
@@ -31,11 +33,61 @@ pub enum Streaming {
     Bidirectional,
 }
 
+/// A GraphQL request. The document itself is never kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Graphql {
+    pub operation_name: Option<Arc<str>>,
+    pub operation_type: Option<OperationType>,
+    /// `None` when it is not a batch.
+    pub batch: Option<Batch>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OperationType {
+    Query,
+    Mutation,
+    Subscription,
+}
+
+/// A JSON-RPC 2.0 request, and what its response says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JsonRpc {
+    /// Of a batch, where all of it calls the same.
+    pub method: Option<Arc<str>>,
+    /// Without an `id`: no response is wanted.
+    pub notification: bool,
+    pub error_code: Option<i64>,
+    /// `None` when it is not a batch.
+    pub batch: Option<Batch>,
+    /// It is a call of the Model Context Protocol.
+    pub mcp: Option<Mcp>,
+}
+
+/// What the Model Context Protocol adds. Session, resource and prompt are left out: they may tell of people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mcp {
+    /// Of `tools/call`.
+    pub tool: Option<Arc<str>>,
+    /// The tool was called, and said that it failed.
+    pub tool_failed: bool,
+    pub protocol_version: Option<Arc<str>>,
+}
+
+/// Requests that travel as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    pub size: u32,
+    /// The batch was seen to its end; otherwise it may be larger.
+    pub exact: bool,
+}
+
 impl Application {
     /// `rpc.system.name` and `rpc.system`, where it is a remote procedure call.
     pub const fn rpc_system(&self) -> Option<&'static str> {
         match self {
             Self::Grpc(_) => Some("grpc"),
+            Self::JsonRpc(_) => Some("jsonrpc"),
+            Self::Graphql(_) => None,
         }
     }
 }
@@ -95,6 +147,16 @@ impl Streaming {
             Self::Client => "client_stream",
             Self::Server => "server_stream",
             Self::Bidirectional => "bidi_stream",
+        }
+    }
+}
+
+impl OperationType {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Query => "query",
+            Self::Mutation => "mutation",
+            Self::Subscription => "subscription",
         }
     }
 }

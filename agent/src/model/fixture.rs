@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::{
-    Application, Backend, Body, CallReport, ConnId, Connection, Exchange, Field, Grpc, GrpcStatus, Handshake, Headers,
-    Incomplete, MessageKind, Messages, Outcome, ProcessRef, Request, Response, Role, SocketAddress, SpanId, Streaming,
-    Timestamp, Timing, TraceContext, TraceId, Transport, Version, Workload,
+    Application, Backend, Batch, Body, CallReport, ConnId, Connection, Exchange, Field, Graphql, Grpc, GrpcStatus,
+    Handshake, Headers, Incomplete, JsonRpc, Mcp, MessageKind, Messages, OperationType, Outcome, ProcessRef, Request,
+    Response, Role, SocketAddress, SpanId, Streaming, Timestamp, Timing, TraceContext, TraceId, Transport, Version,
+    Workload,
     tls::{Certificate, CipherSuite, Key, NamedGroup, Offer, TlsVersion},
 };
 
@@ -160,6 +161,25 @@ pub(crate) fn exchange(target: &str) -> Exchange {
         tid: 7,
         trace: minimal(Role::Server).trace,
     }
+}
+
+/// One call of every other kind of application, with all that is known of those.
+pub(crate) fn applications() -> [CallReport; 2] {
+    let text = |text: &str| Some(Arc::from(text));
+    let graphql = Graphql {
+        operation_name: text("Basket"),
+        operation_type: Some(OperationType::Mutation),
+        batch: Some(Batch { size: 2, exact: false }),
+    };
+    let tool = JsonRpc {
+        method: text("tools/call"),
+        notification: true,
+        error_code: Some(-32_601),
+        batch: Some(Batch { size: 3, exact: false }),
+        mcp: Some(Mcp { tool: text("search"), tool_failed: true, protocol_version: text("2025-06-18") }),
+    };
+    [Application::Graphql(graphql), Application::JsonRpc(tool)]
+        .map(|application| CallReport { application: Some(application), ..minimal(Role::Server) })
 }
 
 /// A plain `GET` that succeeded, with nothing known that need not be.

@@ -15,7 +15,7 @@ pub mod tls;
 pub mod trace;
 pub mod workload;
 
-pub use application::{Application, Grpc, GrpcStatus, Streaming};
+pub use application::{Application, Batch, Graphql, Grpc, GrpcStatus, JsonRpc, Mcp, OperationType, Streaming};
 pub use conn::{Backend, ConnId, Connection, Direction, ProcessRef, Role, SocketAddress, Transport};
 pub use exchange::{Exchange, Incomplete, Outcome, Timing};
 pub use message::{Body, Field, Headers, MessageKind, Messages, Request, Response, Version};

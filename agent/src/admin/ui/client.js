@@ -101,10 +101,14 @@ const arrow = (call, side, mark) => {
 
 /** What the call is above HTTP, and what went wrong there, in a few words. */
 export function aboveHttp(call) {
+  const operation = [call["graphql.operation.type"], call["graphql.operation.name"]];
+  const rpc = call["rpc.system"] === "jsonrpc" ? [call["rpc.method"], call["gen_ai.tool.name"]] : [];
+  const many = call["weir.graphql.batch_size"] ?? call["weir.jsonrpc.batch_size"];
+  const named = [...operation, ...rpc, many && `batch of ${count(many)}`].filter(Boolean).map(visible);
   const messages = [arrow(call, "request", "↑"), arrow(call, "response", "↓")].filter(Boolean).join(" ");
   const kind = messages && visible(call["weir.messages.kind"]).replaceAll("_", " ");
   const code = call["rpc.response.status_code"];
-  return { text: [kind, messages].filter(Boolean).join(" "), problem: code && code !== "OK" ? visible(code).replaceAll("_", " ") : "" };
+  return { text: [...named, kind, messages].filter(Boolean).join(" "), problem: code && code !== "OK" ? visible(code).replaceAll("_", " ") : "" };
 }
 
 export function peerOf(call) {

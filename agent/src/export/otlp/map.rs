@@ -410,11 +410,13 @@ mod tests {
     const REGISTRY: &str = include_str!("../../../docs/registry.yaml");
 
     /// Attributes of the conventions that are emitted, by the constants of the crate, with their types there.
-    const CONVENTIONS: [(&str, &str); 52] = [
+    const CONVENTIONS: [(&str, &str); 54] = [
         (semconv::CLIENT_ADDRESS, "string"),
         (semconv::CLIENT_PORT, "int"),
         (semconv::CONTAINER_ID, "string"),
         (semconv::ERROR_TYPE, "string"),
+        (semconv::GRAPHQL_OPERATION_NAME, "string"),
+        (semconv::GRAPHQL_OPERATION_TYPE, "string"),
         (semconv::HOST_NAME, "string"),
         (semconv::HTTP_REQUEST_BODY_SIZE, "int"),
         (semconv::HTTP_REQUEST_METHOD, "string"),
@@ -545,7 +547,8 @@ mod tests {
     #[test]
     fn every_attribute_is_of_the_conventions_or_in_the_registry_and_every_entry_is_emitted() {
         let host = host_attributes(&settings().resource);
-        let reports = [fixture::maximal(Role::Server), fixture::maximal(Role::Client)];
+        let mut reports = vec![fixture::maximal(Role::Server), fixture::maximal(Role::Client)];
+        reports.extend(fixture::applications());
         let traces = spans(&reports.iter().collect::<Vec<_>>(), &host);
         let mut attributes: Vec<KeyValue> = Vec::new();
         for group in &traces.resource_spans {

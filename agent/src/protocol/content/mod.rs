@@ -15,7 +15,7 @@ mod tests;
 
 use self::event_stream::EventStream;
 use self::grpc::{Grpc, Web};
-pub use self::prefix::{request_prefix, response_prefix};
+pub use self::prefix::{is_json, media_type, request_prefix, response_prefix};
 use self::websocket::WebSocket;
 use crate::model::{Headers, MessageKind, Messages};
 

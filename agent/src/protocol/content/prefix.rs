@@ -18,13 +18,14 @@ pub fn response_prefix(headers: &Headers, request: &[u8], most: usize) -> usize 
     if told { most } else { 0 }
 }
 
-fn media_type(headers: &Headers) -> Option<&[u8]> {
+/// The media type of content, without parameters.
+pub fn media_type(headers: &Headers) -> Option<&[u8]> {
     let value = headers.get("content-type")?;
     Some(value.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii())
 }
 
 /// `application/json`, every type with that suffix (RFC 6839 section 3.1), and two that JSON-RPC is sent with.
-fn is_json(kind: &[u8]) -> bool {
+pub fn is_json(kind: &[u8]) -> bool {
     const JSON: &[u8] = b"json";
     let start = kind.len().saturating_sub(JSON.len());
     kind.get(start..).is_some_and(|end| end.eq_ignore_ascii_case(JSON))
