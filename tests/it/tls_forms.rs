@@ -1,15 +1,20 @@
 //! OpenSSL in the forms that few applications use: early data, peeking, writes that are tried again, objects used again,
-//! TLS within TLS. Each call is reported once by each end, with what was called and between whom.
+//! TLS within TLS, connections that change hands. Each call is reported once by each end, with what was called and between
+//! whom.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 use weir_tests::harness::agent::{Agent, Call as _, Options, brief};
-use weir_tests::harness::tls::Certificates;
+use weir_tests::harness::tls::clients::{self, Client};
 use weir_tests::harness::tls::forms::{self, Linked, Made};
-use weir_tests::harness::{PATIENCE, skip, wait_until};
+use weir_tests::harness::tls::servers::Server;
+use weir_tests::harness::tls::{Certificates, FIXTURES, Plan};
+use weir_tests::harness::{PATIENCE, python, skip, wait_until};
 
 /// What is wrong with the reports of one process, call by call; nothing if nothing is.
 fn faults(calls: &[Value], pid: u32, made: &[Made]) -> Vec<String> {
@@ -116,4 +121,42 @@ fn every_form_of_call_is_reported_once_of_a_shared_library() {
 fn every_form_of_call_is_reported_once_of_a_program_that_holds_the_library() {
     let name = "every_form_of_call_is_reported_once_of_a_program_that_holds_the_library";
     every_form_is_reported_once(name, Linked::Static);
+}
+
+/// A connection that is accepted by one process and served by another: with the object that a child inherits, whose address
+/// is the same in all of them, or with the socket alone.
+#[test]
+fn connections_that_change_hands_are_given_to_who_serves_them() {
+    let name = "connections_that_change_hands_are_given_to_who_serves_them";
+    let Some(python) = python() else { return skip(name, "no python3") };
+    let certificates = match Certificates::make() {
+        Ok(certificates) => certificates,
+        Err(why) => return skip(name, &why),
+    };
+    let agent = Agent::start(&Options::default());
+    for way in ["fork", "socket"] {
+        let mut command = Command::new(python);
+        command.arg(Path::new(FIXTURES).join("forking.py")).arg(way);
+        let server = Server::scripted(&mut command, &certificates);
+        let plan = Plan::new(&format!("{way}ed"), true);
+        let mut client = match Client::start(clients::Kind::Curl, &server, &plan, &certificates, false) {
+            Ok(client) => client,
+            Err(why) => return skip(name, &why),
+        };
+        client.run();
+        let truth = server.wait_log(&format!("{way}ed"), plan.calls.len());
+        let ours = |call: &&Value| call.is_server() && call.path().contains(&format!("{way}ed-"));
+        // What is missing is told below.
+        wait_until(|| agent.calls().iter().filter(ours).count() >= truth.len(), Duration::from_secs(6));
+        let calls = agent.calls();
+        let calls: Vec<_> = calls.iter().filter(ours).collect();
+        for call in &calls {
+            let served = truth.iter().find(|served| served.path == call.path()).unwrap();
+            let facts = (call.number("process.pid"), call.status(), call.number("network.peer.port"));
+            let right = (Some(u64::from(served.pid)), Some(served.status), Some(u64::from(served.peer)));
+            assert_eq!(facts, right, "{way}: {}", brief(call));
+        }
+        assert_eq!(calls.len(), truth.len(), "{way}: {}", agent.losses());
+    }
+    agent.stop();
 }
