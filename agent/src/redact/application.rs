@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{TOKEN_PREFIXES, looks_sensitive};
+use super::{TOKEN_PREFIXES, is_jwt, looks_sensitive};
 use crate::model::{Application, GrpcStatus, JsonRpc, Role};
 
 /// `error.type` of a tool that says it failed (semantic conventions for the Model Context Protocol).
@@ -37,6 +37,7 @@ fn is_words(name: &[u8]) -> bool {
     // What stands between the words of a method.
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-./:$".contains(byte);
     !TOKEN_PREFIXES.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
+        && !is_jwt(name)
         && name.iter().all(is_plain)
         && name.split(|byte| !byte.is_ascii_alphanumeric()).all(|run| {
             let digits = run.iter().filter(|byte| byte.is_ascii_digit()).count();
@@ -75,6 +76,7 @@ mod tests {
             ("orders.xKqZbTmWvLpNrSdFgHjC", false),
             ("ghp_abcdefghijklmnopqrstuvwxyz", false),
             ("ann@example.org", false),
+            ("eyJhbGciOi.eyJzdWIiOi.abcdefghijklmnopqrstuv", false),
         ] {
             let graphql = Graphql { operation_name: Some(Arc::from(name)), ..Graphql::default() };
             let Application::Graphql(masked) = masked(Application::Graphql(graphql)) else { panic!("{name}") };
