@@ -27,7 +27,11 @@ fuzz_target!(|input: &[u8]| {
         let (bytes, after) = after.split_at(usize::from(step & 0x7f).min(after.len()));
         rest = after;
         all.on_bytes(bytes);
-        if step & 0x80 == 0 { some.on_bytes(bytes) } else { some.on_gap(bytes.len() as u64) }
+        if step & 0x80 == 0 {
+            some.on_bytes(bytes)
+        } else {
+            some.on_gap(bytes.len() as u64)
+        }
         assert!(all.memory() < MEMORY && some.memory() < MEMORY);
     }
     let (all, some) = (all.summary(), some.summary());
